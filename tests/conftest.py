@@ -1,0 +1,83 @@
+"""Settings and data that all tests share."""
+
+import os
+from pathlib import Path
+
+# Before TensorFlow is imported, by whichever test comes first.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Real images and weights, kept beside the repository because they are not ours to publish."""
+    if not SHARED.is_dir():
+        pytest.skip("the real images and weights are not beside the repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def torchvision_models():
+    """torchvision.models, also where its compiled operators do not match the installed torch."""
+    torch = pytest.importorskip("torch")
+    try:
+        return pytest.importorskip("torchvision.models")
+    except RuntimeError:  # a wheel whose compiled operators are of another torch build
+        with torch.library._scoped_library("torchvision", "FRAGMENT") as library:
+            for name in ("nms", "qnms"):
+                library.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+            return pytest.importorskip("torchvision.models")
+
+
+def quadrant_image(rng, label, size=40):
+    """A noisy image whose brightest quadrant is its class; mirrored or turned it is another."""
+    pixels = rng.integers(0, 120, (size, size + 7, 3))
+    top, left = divmod(label, 2)
+    half = size // 2
+    pixels[top * half : (top + 1) * half, left * half : (left + 1) * half] += 120
+    return Image.fromarray(pixels.astype("uint8"))
+
+
+@pytest.fixture(scope="session")
+def quadrants(tmp_path_factory):
+    """A folder of four classes with 12 images each that a small network learns in seconds.
+
+    The class names keep the planner from mirroring: left and right matter here.
+    """
+    root = tmp_path_factory.mktemp("data") / "quadrants"
+    rng = np.random.default_rng(7)
+    for label, name in enumerate(("top left", "top right", "low left", "low right")):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for k in range(12):
+            quadrant_image(rng, label).save(folder / f"{k}.png")
+    return root
+
+
+def randomize(model, seed=0):
+    """Give every variable random values, statistics included, that keep activations in range."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        shape = tuple(variable.shape)
+        if "seed" in variable.path:
+            continue
+        if variable.name == "kernel":
+            value = rng.normal(size=shape) * np.sqrt(1.5 / np.prod(shape[:-1]))
+        elif variable.name in ("gamma", "moving_variance"):
+            value = rng.uniform(0.5, 1.5, shape)
+        else:
+            value = rng.normal(size=shape) * 0.2
+        variable.assign(value.astype("float32"))
+    return model
+
+
+def relative_error(a, b):
+    """Largest absolute difference, relative to the largest value."""
+    a, b = np.asarray(a, dtype="float64"), np.asarray(b, dtype="float64")
+    return float(np.abs(a - b).max() / np.abs(b).max())
