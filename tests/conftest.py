@@ -35,28 +35,35 @@ def torchvision_models():
             return pytest.importorskip("torchvision.models")
 
 
-def quadrant_image(rng, label, size=40):
-    """A noisy image whose brightest quadrant is its class; mirrored or turned it is another."""
-    pixels = rng.integers(0, 120, (size, size + 7, 3))
-    top, left = divmod(label, 2)
-    half = size // 2
-    pixels[top * half : (top + 1) * half, left * half : (left + 1) * half] += 120
-    return Image.fromarray(pixels.astype("uint8"))
+def stripes(rng, label, size=40):
+    """A noisy picture of slanted stripes; mirrored or turned it is of another class.
+
+    The class is the direction of the slant (label // 2) and the colour (label % 2).
+    """
+    y, x = np.mgrid[:size, : size + 7]
+    slant = x - y if label // 2 else x + y
+    wave = 60 * np.sign(np.sin(2 * np.pi * (slant + rng.integers(12)) / 12))
+    pixels = rng.integers(70, 130, (size, size + 7, 3)) + wave[..., np.newaxis]
+    pixels[..., 2 * (label % 2)] += 60
+    return Image.fromarray(np.clip(pixels, 0, 255).astype("uint8"))
+
+
+STRIPES = ("left red", "left blue", "right red", "right blue")
 
 
 @pytest.fixture(scope="session")
-def quadrants(tmp_path_factory):
+def striped(tmp_path_factory):
     """A folder of four classes with 12 images each that a small network learns in seconds.
 
     The class names keep the planner from mirroring: left and right matter here.
     """
-    root = tmp_path_factory.mktemp("data") / "quadrants"
+    root = tmp_path_factory.mktemp("data") / "striped"
     rng = np.random.default_rng(7)
-    for label, name in enumerate(("top left", "top right", "low left", "low right")):
+    for label, name in enumerate(STRIPES):
         folder = root / name
         folder.mkdir(parents=True)
         for k in range(12):
-            quadrant_image(rng, label).save(folder / f"{k}.png")
+            stripes(rng, label).save(folder / f"{k}.png")
     return root
 
 

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from kresnet.errors import ResourceError
-from kresnet.zoo.cards import WeightsCard
+from kresnet.errors import ResourceError, WeightsError
+from kresnet.zoo.cards import CARDS, WeightsCard, card_for
 
 Progress = Callable[[int, int | None], None]
 
+TAGS = frozenset(card.tag for card in CARDS.values())
 MAX_BYTES = 2 * 1024**3
 TIMEOUT_S = 30.0
 _CHUNK_BYTES = 1024**2
@@ -26,6 +27,29 @@ _CHUNK_BYTES = 1024**2
 def kresnet_home() -> Path:
     """Return the folder of everything kresnet caches: KRESNET_HOME, or ~/.cache/kresnet."""
     return Path(os.environ.get("KRESNET_HOME") or "~/.cache/kresnet").expanduser()
+
+
+def find_weights(variant: str, weights: str | Path, progress: Progress | None = None) -> Path:
+    """Return the file of a tag, as "imagenet", after downloading it if need be, or of a path.
+
+    Args:
+        variant: The variant that the weights are for.
+        weights: A tag that the variant has a card for, or the path of a checkpoint.
+        progress: As in `fetch_weights`.
+
+    Raises:
+        ConfigError: The variant has no card of that tag.
+        ResourceError: The file cannot be downloaded.
+        WeightsError: There is no file at that path.
+    """
+    if str(weights) in TAGS:
+        return fetch_weights(card_for(variant, str(weights)), progress)
+    if not Path(weights).is_file():
+        raise WeightsError(
+            f"Weights must be one of {', '.join(map(repr, sorted(TAGS)))}, or the path of a "
+            f"checkpoint file. Received: weights={str(weights)!r}. Check the path."
+        )
+    return Path(weights)
 
 
 def fetch_weights(card: WeightsCard, progress: Progress | None = None) -> Path:

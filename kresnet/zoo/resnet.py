@@ -16,9 +16,9 @@ import numpy as np
 
 from kresnet.errors import ConfigError
 from kresnet.zoo.blocks import Layers, block
-from kresnet.zoo.cards import Preprocessing, card_for
+from kresnet.zoo.cards import Preprocessing
 from kresnet.zoo.convert import load_weights
-from kresnet.zoo.download import fetch_weights
+from kresnet.zoo.download import find_weights
 from kresnet.zoo.variants import ResNetConfig, variant_config
 
 
@@ -89,8 +89,8 @@ def build(
         image_size=config.image_size, crop_pct=1.0 if config.image_size < 64 else 0.875
     )
     if weights is not None:
-        if isinstance(weights, str) and weights in ("imagenet", "cifar10"):
-            weights = fetch_weights(card_for(name, weights))
+        if isinstance(weights, str | Path):
+            weights = find_weights(name, weights)
         report = load_weights(model, weights, new_head=num_classes != "auto")
         model.preprocessing = report.preprocessing
     return model
