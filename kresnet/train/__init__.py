@@ -1,0 +1,1 @@
+"""From index and model to a run."""

@@ -1,0 +1,203 @@
+"""Every setting of a run, and the plan that fills in what the user left open."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kresnet.errors import ConfigError
+from kresnet.train.hardware import Precision, has_gpu, resolve_precision
+from kresnet.zoo.variants import variant_config
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Recipe(BaseModel):
+    """A complete, validated, re-runnable description of a training.
+
+    Attributes:
+        data: Folder of the images.
+        variant: A key of `kresnet.VARIANTS`.
+        weights: "imagenet", "cifar10", the path of a checkpoint, or None to train from scratch.
+        image_size: Side of the model input in pixels.
+        val: Share of the images for validation, where the folder does not say.
+        test: Share for the hold-out test; None lets the number of images decide.
+        epochs: Passes over the training images in the fine-tuning stage; 0 is the probe alone.
+        batch_size: Images a step.
+        optimizer: "adamw" or "sgd".
+        lr: Peak learning rate, of the head and the last stage.
+        layer_decay: Factor of the learning rate from one stage to the one before it.
+        weight_decay: Of kernels; norms and biases have none.
+        warmup: Share of the steps in which the learning rate rises.
+        clip_norm: Largest global norm of the gradient; None is no limit.
+        train_from: First stage that is fine-tuned; 1 is the whole network.
+        norms: "frozen" keeps the pretrained statistics, "train" learns them.
+        min_area: Smallest share of an image that a random training crop covers.
+        flip: Mirror half of the training images left to right.
+        label_smoothing: Share of each label spread over all classes.
+        drop_rate: Dropout before the head.
+        drop_path_rate: Stochastic depth of the last block.
+        precision: What to compute in; variables are always float32.
+        seed: Of the split, the initial weights, the order and the augmentation.
+        budget_s: Seconds the whole job may take; fewer epochs are run to keep it. None is no limit.
+        max_bad: Largest share of unreadable images that is tolerated.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str
+    variant: str
+    weights: str | None
+    image_size: Annotated[int, Field(ge=32, le=4096)]
+    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    test: Annotated[float | None, Field(ge=0.0, lt=1.0)] = None
+    epochs: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0.0)]
+    layer_decay: Fraction
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    warmup: Rate = 0.1
+    clip_norm: Annotated[float | None, Field(gt=0.0)] = 1.0
+    train_from: Annotated[int, Field(ge=1)] = 1
+    norms: Literal["frozen", "train"]
+    min_area: Fraction
+    flip: bool
+    label_smoothing: Rate = 0.0
+    drop_rate: Rate = 0.0
+    drop_path_rate: Rate = 0.0
+    precision: Literal["float32", "bfloat16", "float16"]
+    seed: Annotated[int, Field(ge=0)] = 0
+    budget_s: Annotated[float | None, Field(gt=0.0)] = None
+    max_bad: Rate = 0.05
+
+    def save(self, path: Path) -> None:
+        """Write the recipe as YAML."""
+        text = yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        path.write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Read a recipe that `save` wrote.
+
+        Raises:
+            ConfigError: The file is absent or no recipe; the message names the wrong field.
+        """
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"A recipe must be a readable YAML file. Received: {error}."
+            ) from None
+        if not isinstance(fields, dict):
+            raise ConfigError(f"A recipe must hold `field: value` lines. Received: {path}.")
+        return _validated(fields)
+
+
+def plan(
+    *,
+    data: str,
+    num_images: int,
+    classes: Sequence[str],
+    variant: str,
+    weights: str | None,
+    image_size: int,
+    overrides: Mapping[str, Any],
+) -> Recipe:
+    """Fill every setting that `overrides` leaves open, from the data's size and the hardware.
+
+    Args:
+        data: Folder of the images.
+        num_images: Number of training images.
+        classes: Names of the classes.
+        variant: A key of `kresnet.VARIANTS`.
+        weights: As in `Recipe`; None trains from scratch.
+        image_size: What the weights, or the variant, were made for.
+        overrides: Recipe fields the user has set; they win. `precision` may be "auto".
+
+    Raises:
+        ConfigError: A field is unknown or out of range.
+    """
+    variant_config(variant)
+    fields: dict[str, Any] = {
+        "data": data,
+        "variant": variant,
+        "weights": weights,
+        "image_size": image_size,
+        "batch_size": 32 if num_images < 2000 else 64,
+        "flip": not _direction_matters(classes),
+        **(_from_scratch(num_images) if weights is None else _transfer(num_images)),
+    }
+    if "epochs" not in overrides and "budget_s" not in overrides and not has_gpu():
+        fields["budget_s"] = 270.0  # a processor fine-tunes slowly: a model within five minutes
+    fields |= overrides
+    precision: Precision = fields.get("precision", "auto")
+    if precision in ("auto", "float32", "bfloat16", "float16"):
+        fields["precision"] = resolve_precision(precision)
+    return _validated(fields)
+
+
+def _transfer(num_images: int) -> dict[str, Any]:
+    """Settings for pretrained weights: keep what they know, more so the fewer the images."""
+    return {
+        "epochs": _epochs(images_seen=20_000, num_images=num_images, least=5, most=15),
+        "lr": 5e-5,
+        "layer_decay": 0.5,
+        "weight_decay": 0.05,
+        # Fine-tuning the last two stages is as good on hundreds of images, and 1.7 times as fast.
+        "train_from": 3 if num_images < 5_000 else 1,
+        "norms": "frozen",
+        "min_area": 0.35,
+    }
+
+
+def _from_scratch(num_images: int) -> dict[str, Any]:
+    """Settings for random weights: every layer learns, norms included, at one high rate."""
+    return {
+        "epochs": _epochs(images_seen=60_000, num_images=num_images, least=20, most=100),
+        "lr": 3e-3,
+        "layer_decay": 1.0,
+        "weight_decay": 0.05,
+        "norms": "train",
+        "min_area": 0.6,
+    }
+
+
+def _epochs(*, images_seen: int, num_images: int, least: int, most: int) -> int:
+    return min(max(images_seen // max(num_images, 1), least), most)
+
+
+_SIDES = re.compile(r"\b(left|right|links|rechts|gauche|droite|izquierda|derecha)\b", re.IGNORECASE)
+
+
+def _direction_matters(classes: Sequence[str]) -> bool:
+    """Tell digits, letters and left/right, whose mirror images are something else."""
+    single = all(len(name) == 1 or name.isdigit() for name in classes)
+    return single or any(_SIDES.search(re.sub(r"[_\W]+", " ", name)) for name in classes)
+
+
+def _validated(fields: Mapping[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(_unknown(name)) from None
+        raise ConfigError(
+            f"`{name}` is wrong: {first['msg'].lower()}. Received: {name}={first['input']!r}."
+        ) from None
+
+
+def _unknown(name: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, Recipe.model_fields, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else "Known: " + ", ".join(Recipe.model_fields)
+    return f"A recipe has no such field. Received: {name!r}. {hint}"

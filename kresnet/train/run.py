@@ -1,0 +1,183 @@
+"""A run: one directory a training, every file in it written whole or not at all.
+
+recipe.yaml         every setting, re-runnable
+environment.json    versions, hardware, command
+index.csv ...       the images with their split, the classes, the unreadable files
+preprocessing.json  what the model expects of its input
+metrics.csv         one line an epoch
+state/              exact state to resume from; removed when the run is complete
+model.weights.safetensors   the kept weights, by layer and variable name
+run.json            status and results so far
+evaluation.json     every number of the evaluation; confusion.png shows the mistakes
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import keras
+from safetensors.numpy import save_file
+
+import kresnet
+from kresnet.data.scan import Index
+from kresnet.errors import ConfigError, ResourceError
+from kresnet.train.recipe import Recipe
+from kresnet.zoo import Preprocessing
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's directory and what is in it."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, out: Path, name: str, recipe: Recipe, index: Index) -> Run:
+        """Make a new directory for a run; a name in use gets a number behind it.
+
+        Raises:
+            ResourceError: The directory cannot be written.
+        """
+        try:
+            run = cls(_new_directory(out, name))
+            recipe.save(run.path / "recipe.yaml")
+            index.save(run.path)
+            run.write_json("environment.json", environment())
+            run.update(status="created", name=name)
+        except OSError as error:
+            raise ResourceError(
+                f"The run's directory must be writable. Received: {error}. "
+                "Choose another with --out."
+            ) from error
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open an existing run.
+
+        Raises:
+            ConfigError: There is no run at `path`.
+        """
+        run = cls(Path(path))
+        if not (run.path / "recipe.yaml").is_file():
+            raise ConfigError(
+                "A run is a directory that `kresnet train` has written. "
+                f"Received: {str(path)!r}, which holds no recipe.yaml."
+            )
+        return run
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings, complete."""
+        return Recipe.load(self.path / "recipe.yaml")
+
+    @property
+    def index(self) -> Index:
+        """The images and their split."""
+        return Index.load(self.path)
+
+    @property
+    def states(self) -> Path:
+        """Where the states to resume from are kept."""
+        return self.path / "state"
+
+    @property
+    def weights(self) -> Path:
+        """The kept weights."""
+        return self.path / "model.weights.safetensors"
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the run's model expects of its input."""
+        fields = json.loads((self.path / "preprocessing.json").read_text(encoding="utf-8"))
+        return Preprocessing(**fields | {k: tuple(fields[k]) for k in ("mean", "std")})
+
+    def save_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Keep what the run's model expects of its input."""
+        self.write_json("preprocessing.json", asdict(preprocessing))
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is known of the run so far: status, results, timings."""
+        file = self.path / "run.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def update(self, **fields: Any) -> None:
+        """Add to what is known of the run."""
+        self.write_json("run.json", self.info | fields)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file in one step: a reader sees the old or the new, never half."""
+        file = self.path / name
+        partial = file.with_name(f".{name}.partial")
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, file)
+
+    def save_weights(self, model: keras.Model) -> None:
+        """Keep the model's weights, by layer and variable name."""
+        partial = self.weights.with_name(f".{self.weights.name}.partial")
+        try:
+            save_file(
+                {
+                    f"{layer.name}/{v.name}": keras.ops.convert_to_numpy(v)
+                    for layer in model.layers
+                    for v in layer.weights
+                },
+                partial,
+            )
+            os.replace(partial, self.weights)
+        except OSError as error:
+            raise ResourceError(
+                f"The weights must be writable. Received: {error}. Make room and resume."
+            ) from error
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Write one line an epoch."""
+        if not rows:
+            return
+        partial = self.path / ".metrics.csv.partial"
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(partial, self.path / "metrics.csv")
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, hardware and command, for whoever asks later how a result came about."""
+    import numpy
+    import tensorflow as tf
+
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "kresnet": kresnet.__version__,
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": [device.name for device in tf.config.list_physical_devices("GPU")],
+    }
+
+
+def _new_directory(out: Path, name: str) -> Path:
+    number = 1
+    while True:
+        path = out / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1

@@ -1,0 +1,144 @@
+"""One run, as one story: probe, fine-tune, keep whichever validates better."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import keras
+
+from kresnet.console import Console
+from kresnet.data.pipeline import TrainingData, evaluation_batches
+from kresnet.data.scan import Row
+from kresnet.errors import ConfigError, DataError
+from kresnet.train.hardware import policy_name
+from kresnet.train.judge import Judge, Score
+from kresnet.train.loop import fine_tune
+from kresnet.train.optimizer import freeze_before
+from kresnet.train.probe import features, fit_head
+from kresnet.train.recipe import Recipe
+from kresnet.train.run import Run
+from kresnet.zoo import Preprocessing, build, freeze_norms, load_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training leaves behind.
+
+    Attributes:
+        model: The kept model.
+        preprocessing: What it expects of its input.
+        kept: The stage that won: "probe" or "fine-tune".
+        validation: The kept model's score on the validation images.
+        probe: The probe's `accuracy`, `loss` and `seconds`; None when training from scratch.
+    """
+
+    model: keras.Model
+    preprocessing: Preprocessing
+    kept: str
+    validation: Score
+    probe: dict[str, float] | None
+
+
+def train(run: Run, console: Console) -> Trained:
+    """Train a run to its end, from the beginning or from where it was stopped.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        WeightsError: The recipe's weights do not fit the variant.
+        DataError: The train or the validation split is empty.
+    """
+    recipe, index = run.recipe, run.index
+    fit_rows, val_rows = index.select("train"), index.select("val")
+    if not fit_rows or not val_rows:
+        raise DataError(
+            "Training needs images in the train and val splits. "
+            f"Received: {len(fit_rows)} train, {len(val_rows)} val."
+        )
+    console.status("building the model")
+    keras.utils.set_random_seed(recipe.seed)
+    started = run.weights.exists()
+    model = build(
+        recipe.variant,
+        num_classes=len(index.classes),
+        input_shape=(recipe.image_size, recipe.image_size),
+        dtype=policy_name(recipe.precision),
+        drop_rate=recipe.drop_rate,
+        drop_path_rate=recipe.drop_path_rate,
+        weights=None if started else recipe.weights,
+    )
+    if not started:
+        run.save_preprocessing(replace(model.preprocessing, image_size=recipe.image_size))
+    preprocessing = run.preprocessing
+    val_batches = evaluation_batches(val_rows, preprocessing, batch_size=recipe.batch_size)
+    judge = Judge(model, val_batches.cache())
+
+    if started:
+        load_weights(model, run.weights)
+        probe = run.info.get("probe")
+    elif recipe.weights is not None:
+        probe = _probe(run, model, preprocessing, fit_rows, judge, console)
+    else:
+        probe = None
+    best = Score(probe["accuracy"], probe["loss"]) if probe else None
+    if recipe.epochs:
+        _prepare_layers(model, recipe)
+        data = TrainingData(
+            fit_rows,
+            preprocessing,
+            batch_size=recipe.batch_size,
+            min_area=recipe.min_area,
+            flip=recipe.flip,
+            seed=recipe.seed,
+        )
+        best = fine_tune(run, model, data, judge, best, console)
+    if best is None:
+        raise ConfigError(
+            "Without pretrained weights there is nothing to keep before the first epoch. "
+            f"Received: epochs={recipe.epochs}, budget_s={recipe.budget_s}. Raise them."
+        )
+    load_weights(model, run.weights)
+    return Trained(model, preprocessing, run.info["kept"], best, probe)
+
+
+def _probe(
+    run: Run,
+    model: keras.Model,
+    preprocessing: Preprocessing,
+    rows: Sequence[Row],
+    judge: Judge,
+    console: Console,
+) -> dict[str, float]:
+    """Give the model the best linear head on its frozen features, and keep it in the run."""
+    started = time.monotonic()
+    recipe = run.recipe
+    x, y = features(
+        model,
+        evaluation_batches(rows, preprocessing, batch_size=32),
+        dtype="bfloat16" if recipe.precision == "bfloat16" else "float32",
+        progress=lambda done: console.status(f"probe: features of {done} / {len(rows)} images"),
+    )
+    kernel, bias = fit_head(x, y, seed=recipe.seed)
+    model.get_layer("head").set_weights([kernel, bias])
+    score = judge()
+    probe = {**asdict(score), "seconds": round(time.monotonic() - started, 2)}
+    run.save_weights(model)
+    run.update(probe=probe, kept="probe", validation=asdict(score))
+    console.line(
+        "probe", f"val {score.accuracy:.3f} (loss {score.loss:.3f}) in {probe['seconds']:.1f} s"
+    )
+    return probe
+
+
+def _prepare_layers(model: keras.Model, recipe: Recipe) -> None:
+    """Decide which layers learn, and whether norms keep their statistics."""
+    last = max(int(layer.name[5]) for layer in model.layers if layer.name.startswith("stage"))
+    if recipe.train_from > last:
+        raise ConfigError(
+            f"`train_from` must be a stage of the model. Received: train_from={recipe.train_from}, "
+            f"and {recipe.variant} has {last} stages. For the probe alone, use --epochs 0."
+        )
+    freeze_before(model, recipe.train_from)
+    if recipe.norms == "frozen":
+        freeze_norms(model)
