@@ -1,0 +1,1 @@
+"""Answer requests from an export alone."""
