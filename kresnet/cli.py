@@ -1,0 +1,328 @@
+"""The command line: one short function for each command, with heavy imports inside it.
+
+Results go to standard output, all else to standard error. Exit codes: 0 done, 2 usage, 3 data,
+4 resources, 5 interrupted and resumable, 6 an export that failed its check.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kresnet.errors import ConfigError, DataError, KresnetError
+
+if TYPE_CHECKING:
+    from kresnet.workflow import Result
+
+app = typer.Typer(
+    name="kresnet",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="The ResNet workbench for Keras 3 and TensorFlow: a folder of images in, a verified "
+    "classifier out.",
+    epilog="Exit codes: 0 done, 2 usage, 3 data, 4 resources, 5 interrupted and resumable, "
+    "6 an export that failed its check.",
+)
+
+
+class Precision(StrEnum):
+    """Choices of --precision."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print exactly one JSON value on standard output.")
+]
+Out = Annotated[Path, typer.Option(help="Folder of the runs.")]
+Exports = Annotated[Path, typer.Option(help="Folder of the exports.")]
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder with a folder of images for each class.")],
+    variant: Annotated[str, typer.Option(help="A name that `kresnet variants` lists.")] = (
+        "resnet50"
+    ),
+    weights: Annotated[
+        str, typer.Option(help="imagenet, cifar10, the path of a checkpoint, or none.")
+    ] = "imagenet",
+    epochs: Annotated[
+        int | None, typer.Option(help="Fine-tuning epochs; 0 keeps the linear probe.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of the head.")] = None,
+    val: Annotated[float | None, typer.Option(help="Share of images to validate on.")] = None,
+    test: Annotated[float | None, typer.Option(help="Share of images to hold out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    precision: Annotated[Precision, typer.Option(help="What to compute in.")] = Precision.auto,
+    name: Annotated[str | None, typer.Option(help="Name of the run and the export.")] = None,
+    out: Out = Path("runs"),
+    exports: Exports = Path("saved_models"),
+    budget: Annotated[
+        str | None, typer.Option(help="Time for the whole job, as 90s, 10m or 2h.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a classifier on a folder of images, evaluate it and export it."""
+    with _reporting() as console:
+        from kresnet.workflow import fit
+
+        settings = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "image_size": image_size,
+            "lr": lr,
+            "val": val,
+            "test": test,
+            "seed": seed,
+            "precision": precision.value,
+            "budget_s": _seconds(budget),
+        }
+        result = fit(
+            data,
+            variant=variant,
+            weights=weights,
+            name=name,
+            out=out,
+            exports=exports,
+            console=console,
+            **{field: value for field, value in settings.items() if value is not None},
+        )
+        photo = "PHOTO.jpg"
+    _show(result, photo, as_json)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="Directory of the run.")],
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that was interrupted."""
+    with _reporting() as console:
+        from kresnet.workflow import resume as go_on
+
+        result = go_on(run, console=console)
+    _show(result, "PHOTO.jpg", as_json)
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs"),
+    exports: Exports = Path("saved_models"),
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Do the whole job, offline, on handwritten digits: a ResNet-20 from scratch."""
+    with _reporting() as console:
+        from kresnet.data.demo import write_digits
+        from kresnet.workflow import fit
+        from kresnet.zoo.download import kresnet_home
+
+        data = write_digits(kresnet_home() / "demo" / "digits")
+        result = fit(
+            data,
+            variant="resnet20_cifar",
+            weights=None,
+            name="digits",
+            out=out,
+            exports=exports,
+            console=console,
+            epochs=epochs,
+        )
+        photo = str(sorted(data.glob("7/*.png"))[0])
+    _show(result, photo, as_json)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="An export: NAME or NAME/VERSION.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    as_json: Json = False,
+) -> None:
+    """Print label and score of images, from the export alone."""
+    with _reporting() as console:
+        from kresnet.export.saved_model import latest_version
+        from kresnet.serve.engine import Engine
+
+        paths = list(_image_files(images))
+        console.status("loading the export")
+        engine = Engine(latest_version(model))
+        answers = engine.answer_files(
+            paths,
+            progress=lambda done: console.status(f"{done} / {len(paths)} images"),
+        )
+    good = [(path, a) for path, a in zip(paths, answers, strict=True) if a is not None]
+    bad = [path for path, a in zip(paths, answers, strict=True) if a is None]
+    if as_json:
+        _print_json(
+            [
+                {"path": str(path), "label": a.label, "score": a.score, "scores": a.scores}
+                for path, a in good
+            ]
+        )
+    else:
+        for path, answer in good:
+            typer.echo(f"{path}\t{answer.label}\t{answer.score:.4f}")
+    if bad:
+        raise DataError(
+            f"An image must be a readable JPEG, PNG, BMP, GIF or WebP. "
+            f"Received: {', '.join(map(str, bad[:3]))}{' ...' if len(bad) > 3 else ''} "
+            f"({len(bad)} of {len(paths)} unreadable). The others were answered."
+        )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="An export: NAME or NAME/VERSION.")],
+    data: Annotated[Path, typer.Argument(help="Folder with a folder of images for each class.")],
+    as_json: Json = False,
+) -> None:
+    """Score an export on labelled images, every image once."""
+    with _reporting() as console:
+        from kresnet.workflow import evaluate_export
+
+        result = evaluate_export(model, data, console=console)
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        typer.echo(f"{result}\n\n{result.table()}")
+
+
+@app.command()
+def variants(as_json: Json = False) -> None:
+    """List the ResNets that kresnet builds."""
+    from kresnet.zoo.variants import VARIANTS
+
+    if as_json:
+        _print_json(
+            [
+                {"name": name, "block": c.block, "depths": c.depths, "image_size": c.image_size}
+                for name, c in VARIANTS.items()
+            ]
+        )
+        return
+    for name, config in VARIANTS.items():
+        depths = "-".join(map(str, config.depths))
+        typer.echo(f"{name:<16} {config.block:<11} {depths:<10} {config.image_size} px")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line, not in a traceback."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    try:
+        app()
+    except KresnetError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("Stopped before there was anything to resume.", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError:
+        _fail("There is not enough memory. Lower --batch-size or --image-size.", 4)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"The disk is full. Received: {error}. Make room and run again.", 4)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"kresnet: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _reporting() -> Iterator[Any]:
+    """Give the command a console, and keep every stray print off standard output."""
+    from kresnet.console import Console
+
+    if os.environ["KERAS_BACKEND"] != "tensorflow":
+        raise ConfigError(
+            "Training and export need the TensorFlow backend. "
+            f"Received: KERAS_BACKEND={os.environ['KERAS_BACKEND']}. Unset it."
+        )
+    with Console() as console, contextlib.redirect_stdout(sys.stderr):
+        console.status("loading TensorFlow")
+        _import_tensorflow_quietly()
+        yield console
+
+
+def _import_tensorflow_quietly() -> None:
+    """Import TensorFlow without its start-up notices, which heed no log level."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        import tensorflow as tf
+
+        tf.constant(0)  # the processor's notice comes with the first operation
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def _show(result: Result, photo: str, as_json: bool) -> None:
+    if as_json:
+        _print_json(result.as_dict())
+        return
+    final = result.test or result.validation
+    split = "test" if result.test else "validation"
+    minutes, seconds = divmod(round(result.seconds), 60)
+    typer.echo(f"{split} accuracy {final} in {minutes}:{seconds:02d}\n")
+    typer.echo(f"{final.table()}\n")
+    home = result.export.parent
+    typer.echo(
+        f"next    kresnet predict {home} {photo}\n"
+        f"        kresnet evaluate {home} FOLDER\n"
+        f"        tensorflow_model_server --rest_api_port=8501 --model_name={home.name} "
+        f"--model_base_path={home.resolve()}"
+    )
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _seconds(text: str | None) -> float | None:
+    """Read a time as 90s, 10m, 2h or plain seconds."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    if not match or float(match[1]) == 0:
+        raise ConfigError(
+            f"`--budget` must be a time above zero, as 90s, 10m or 2h. Received: {text!r}."
+        )
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
+
+
+def _image_files(paths: list[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+            if not found:
+                raise DataError(f"A folder must hold images. Received: {str(path)!r}, with none.")
+            yield from found
+        else:
+            yield path

@@ -1,0 +1,312 @@
+"""The main job from end to end: a folder of images in, a verified export out.
+
+Scan, split, plan, train, evaluate, export. The command line and the recipe scripts call this and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import kresnet
+from kresnet.console import Console
+from kresnet.data.scan import Index, scan
+from kresnet.data.split import split
+from kresnet.errors import ConfigError, DataError, Interrupted
+from kresnet.evaluate.metrics import Evaluation, evaluation, save_confusion_picture
+from kresnet.evaluate.predict import predict
+from kresnet.export.contract import Contract
+from kresnet.export.saved_model import export_saved_model, latest_version
+from kresnet.serve.engine import Engine
+from kresnet.train.recipe import Recipe, plan
+from kresnet.train.run import Run
+from kresnet.train.stages import Trained, train
+from kresnet.zoo import card_for
+from kresnet.zoo.download import TAGS, find_weights
+from kresnet.zoo.variants import variant_config
+
+_SAMPLES = 16  # images that an export is checked on
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What `fit` leaves behind.
+
+    Attributes:
+        run: Directory of the run.
+        export: The published SavedModel, `saved_models/NAME/VERSION`.
+        validation: Evaluation on the images that the kept stage was chosen by.
+        test: Evaluation on images that nothing was chosen by; None if there are none.
+        probe: The probe's `accuracy`, `loss` and `seconds`; None when training from scratch.
+        kept: "probe" or "fine-tune", whichever validated better.
+        seconds: How long the job took.
+    """
+
+    run: Path
+    export: Path
+    validation: Evaluation
+    test: Evaluation | None
+    probe: dict[str, float] | None
+    kept: str
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as JSON types."""
+
+        def brief(result: Evaluation | None) -> dict[str, Any] | None:
+            if result is None:
+                return None
+            return {
+                "accuracy": result.accuracy,
+                "n": result.n,
+                "interval": list(result.interval),
+                "balanced_accuracy": result.balanced_accuracy,
+            }
+
+        return {
+            "run": str(self.run),
+            "export": str(self.export),
+            "validation": brief(self.validation),
+            "test": brief(self.test),
+            "probe": self.probe,
+            "kept": self.kept,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def fit(
+    data: str | Path,
+    *,
+    variant: str = "resnet50",
+    weights: str | None = "imagenet",
+    name: str | None = None,
+    out: str | Path = "runs",
+    exports: str | Path = "saved_models",
+    console: Console | None = None,
+    **settings: Any,
+) -> Result:
+    """Train a classifier on a folder of images and export it.
+
+    Args:
+        data: A folder with one folder of images for each class, or with such folders under
+            train, val and test. It is only read.
+        variant: A key of `kresnet.VARIANTS`.
+        weights: "imagenet", "cifar10", the path of a checkpoint, or None to train from scratch.
+        name: Of the run and the export; None is the name of the folder.
+        out: Folder of the runs.
+        exports: Folder of the exports.
+        console: Where to report; None reports to standard error.
+        **settings: Fields of `kresnet.Recipe` that are not to be planned, as `epochs=10`;
+            `precision` may be "auto".
+
+    Returns:
+        Where everything is, and how good it is.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        DataError: The images cannot be used.
+        ResourceError: Weights, disk or memory are missing.
+        Interrupted: It was stopped, and can be resumed.
+        ExportError: The export did not agree with the model.
+    """
+    console = console or Console()
+    source = Path(data)
+    name = name or source.resolve().name
+    if name.startswith(".") or Path(name).name != name:
+        raise ConfigError(f"`name` must be the plain name of a folder. Received: name={name!r}.")
+    config = variant_config(variant)
+    if weights == "none":
+        weights = None
+    elif weights in TAGS:
+        card_for(variant, weights)
+    elif weights is not None:
+        weights = str(find_weights(variant, weights).resolve())
+    planned = partial(
+        plan,
+        data=str(source.resolve()),
+        variant=variant,
+        weights=weights,
+        image_size=config.image_size,
+        overrides=settings,
+    )
+    draft = planned(num_images=1, classes=())  # tells wrong settings before images are read
+    index = scan(
+        source,
+        max_bad=draft.max_bad,
+        progress=lambda done, total: console.status(f"reading {done} / {total} images"),
+    )
+    index = split(index, val=draft.val, test=draft.test, seed=draft.seed)
+    recipe = planned(num_images=len(index.select("train")), classes=index.classes)
+    if weights is not None:
+        find_weights(
+            variant, weights, lambda done, _: console.status(f"weights: {done / 1e6:.0f} MB")
+        )
+    run = Run.create(Path(out), name, recipe, index)
+    run.update(name=name, exports=str(Path(exports).resolve()))
+    _tell_data(console, index, run)
+    _tell_plan(console, recipe)
+    return _finish(run, console)
+
+
+def resume(path: str | Path, *, console: Console | None = None) -> Result:
+    """Go on with a run that was stopped; a run that is complete is exported again.
+
+    Raises:
+        ConfigError: There is no run at `path`.
+    """
+    return _finish(Run.open(path), console or Console())
+
+
+def evaluate_export(
+    model: str | Path, data: str | Path, *, console: Console | None = None
+) -> Evaluation:
+    """Score an export on labelled images, every image once.
+
+    Args:
+        model: An export, `NAME` or `NAME/VERSION`.
+        data: A folder with one folder for each class; its splits, if any, are taken together.
+            Classes are matched by name.
+        console: Where to report; None reports to standard error.
+
+    Raises:
+        DataError: The images cannot be used, or have a class that the export does not know.
+        ExportError: There is no readable export.
+    """
+    console = console or Console()
+    engine = Engine(latest_version(Path(model)))
+    classes = engine.contract.classes
+    index = scan(
+        data, progress=lambda done, total: console.status(f"reading {done} / {total} images")
+    )
+    unknown = [name for name in index.classes if name not in classes]
+    if unknown:
+        raise DataError(
+            f"Every class must be one of the export's {len(classes)}. Received: "
+            f"{', '.join(map(repr, unknown[:3]))} in {data}. Rename or remove its folder."
+        )
+    answers = engine.answer_files(
+        [row.path for row in index.rows],
+        progress=lambda done: console.status(f"scoring {done} / {len(index.rows)} images"),
+    )
+    probabilities = np.array(
+        [[a.scores[name] for name in classes] for a in answers if a is not None]
+    )
+    labels = np.array(
+        [
+            classes.index(index.classes[row.label])
+            for row, a in zip(index.rows, answers, strict=True)
+            if a is not None
+        ]
+    )
+    return evaluation(probabilities, labels, classes)
+
+
+def _finish(run: Run, console: Console) -> Result:
+    try:
+        trained = train(run, console)
+        console.line(
+            "kept",
+            f"the {trained.kept}, which validates better" if trained.probe else "the best epoch",
+        )
+        validation, test = _evaluate(run, trained, console)
+        exported = _export(run, trained, console, Path(run.info["exports"]))
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Stopped, and what was done is saved. Continue with: kresnet resume {run.path}"
+        ) from None
+    seconds = time.monotonic() - console.started
+    result = Result(run.path, exported, validation, test, trained.probe, trained.kept, seconds)
+    run.update(status="complete", result=result.as_dict())
+    shutil.rmtree(run.states, ignore_errors=True)  # nothing is left to resume
+    return result
+
+
+def _evaluate(run: Run, trained: Trained, console: Console) -> tuple[Evaluation, Evaluation | None]:
+    """Score the kept model on validation and, once, on the hold-out test images."""
+    index = run.index
+    results: dict[str, Evaluation] = {}
+    for name in ("val", "test"):
+        rows = index.select(name)
+        if not rows:
+            continue
+        console.status(f"scoring {len(rows)} {name} images")
+        probabilities = predict(trained.model, rows, trained.preprocessing)
+        labels = np.array([row.label for row in rows])
+        results[name] = evaluation(probabilities, labels, index.classes)
+        console.line(name, str(results[name]))
+    run.write_json("evaluation.json", {name: r.as_dict() for name, r in results.items()})
+    final = results.get("test", results["val"])
+    save_confusion_picture(
+        final,
+        run.path / "confusion.png",
+        title=f"{'test' if 'test' in results else 'validation'}: {final.accuracy:.1%}",
+    )
+    mistakes = ", ".join(f"{t} as {p} {n}" for t, p, n in final.confusions(4))
+    console.line("worst", f"{mistakes or 'no mistakes'} (see {run.path / 'confusion.png'})")
+    return results["val"], results.get("test")
+
+
+def _export(run: Run, trained: Trained, console: Console, exports: Path) -> Path:
+    console.status("exporting and checking")
+    recipe, index = run.recipe, run.index
+    contract = Contract(
+        name=run.info["name"],
+        variant=recipe.variant,
+        classes=index.classes,
+        preprocessing=trained.preprocessing,
+        versions={
+            "kresnet": kresnet.__version__,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+        },
+    )
+    rows = index.select("val")
+    step = max(len(rows) // _SAMPLES, 1)  # spread over the classes, which come in order
+    samples = [row.path for row in rows[::step][:_SAMPLES]]
+    path, check = export_saved_model(trained.model, contract, exports, samples=samples)
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    console.line("export", str(path))
+    console.line("check", str(check))
+    return path
+
+
+def _tell_data(console: Console, index: Index, run: Run) -> None:
+    sizes = [sum(row.label == k for row in index.rows) for k in range(len(index.classes))]
+    bad = (
+        f"; {len(index.problems)} files or folders left out, see {run.path / 'problems.csv'}"
+        if index.problems
+        else ""
+    )
+    console.line(
+        "data",
+        f"{len(index.rows)} images, {len(index.classes)} classes of {min(sizes)} to {max(sizes)}"
+        f"{bad}",
+    )
+    parts = " / ".join(
+        f"{name} {len(rows)}" for name in ("train", "val", "test") if (rows := index.select(name))
+    )
+    console.line("split", parts)
+
+
+def _tell_plan(console: Console, recipe: Recipe) -> None:
+    stages = ["probe"] if recipe.weights is not None else []
+    if recipe.epochs:
+        stages.append(f"{'fine-tune' if stages else 'train'} up to {recipe.epochs} epochs")
+    console.line(
+        "plan",
+        f"{recipe.variant} at {recipe.image_size} px, {recipe.precision}, "
+        f"{' then '.join(stages)}, batch {recipe.batch_size}, {recipe.optimizer} "
+        f"{recipe.lr:g} x {recipe.layer_decay:g} a stage, norms "
+        f"{'frozen' if recipe.norms == 'frozen' else 'learned'}, "
+        f"{'mirrored' if recipe.flip else 'not mirrored'}",
+    )
