@@ -1,0 +1,61 @@
+"""Recipe scripts run as their first lines say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import randomize
+from safetensors.numpy import save_file
+
+from kresnet.zoo import build
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def run(script, *arguments, cwd):
+    return subprocess.run(
+        [sys.executable, RECIPES / script, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_cifar10_resnet20_trains_from_scratch(striped, tmp_path):
+    done = run("cifar10_resnet20.py", striped, 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    accuracy, export = done.stdout.splitlines()
+    assert "95 %" in accuracy
+    assert (tmp_path / export / "saved_model.pb").is_file()
+
+
+def test_finetune_folder_takes_a_checkpoint(striped, tmp_path):
+    model = randomize(build("resnet20_cifar"))
+    save_file(
+        {f"{la.name}/{v.name}": v.numpy() for la in model.layers for v in la.weights},
+        tmp_path / "weights.safetensors",
+    )
+    done = run(
+        "finetune_folder.py", striped, tmp_path / "weights.safetensors", "resnet20_cifar",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    info = json.loads((tmp_path / "runs" / "striped" / "run.json").read_text())
+    assert info["status"] == "complete"
+    assert info["result"]["probe"] is not None
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in RECIPES.glob("*.py")))
+def test_without_a_folder_they_say_how_to_call_them(script, tmp_path):
+    done = run(script, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"python recipes/{script} FOLDER" in done.stderr
+
+
+def test_mistakes_are_one_line(tmp_path):
+    done = run("cifar10_resnet20.py", "nowhere", cwd=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("The images must be in a folder.")
+    assert "Traceback" not in done.stderr
