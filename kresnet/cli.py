@@ -105,8 +105,7 @@ def train(
             console=console,
             **{field: value for field, value in settings.items() if value is not None},
         )
-        photo = "PHOTO.jpg"
-    _show(result, photo, as_json)
+    _show(result, as_json)
 
 
 @app.command()
@@ -119,7 +118,7 @@ def resume(
         from kresnet.workflow import resume as go_on
 
         result = go_on(run, console=console)
-    _show(result, "PHOTO.jpg", as_json)
+    _show(result, as_json)
 
 
 @app.command()
@@ -147,7 +146,7 @@ def demo(
             epochs=epochs,
         )
         photo = str(sorted(data.glob("7/*.png"))[0])
-    _show(result, photo, as_json)
+    _show(result, as_json, photo)
 
 
 @app.command()
@@ -280,7 +279,7 @@ def _import_tensorflow_quietly() -> None:
         os.close(null)
 
 
-def _show(result: Result, photo: str, as_json: bool) -> None:
+def _show(result: Result, as_json: bool, photo: str = "PHOTO.jpg") -> None:
     if as_json:
         _print_json(result.as_dict())
         return

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from rich.console import Console as RichConsole
 from rich.status import Status
+from rich.text import Text
 
 
 def duration(seconds: float) -> str:
@@ -37,12 +38,13 @@ class Console:
     def line(self, topic: str, text: str) -> None:
         """Print a line that stays, under a topic of one word."""
         self.clear()
-        self._rich.print(f"[bold]{topic:<8}[/bold]{text}" if topic else text, markup=True)
+        # Not markup: a class or a folder may be called "[red]".
+        self._rich.print(Text.assemble((f"{topic:<8}", "bold"), text))
 
-    def status(self, text: str, *, every: float = 0.2) -> None:
-        """Show what is going on; only on a terminal, and at most once in `every` seconds."""
+    def status(self, text: str) -> None:
+        """Show what is going on; only on a terminal, and at most five times a second."""
         now = time.monotonic()
-        if not self._live or now - self._said < every:
+        if not self._live or now - self._said < 0.2:
             return
         self._said = now
         if self._status is None:

@@ -6,12 +6,12 @@ written under a hidden name beside it, checked, and renamed, so a server never s
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -166,16 +166,9 @@ def _write(model: keras.Model, contract: Contract, directory: Path) -> None:
 
 def _check_size(directory: Path, model: keras.Model) -> None:
     stored = sum(file.stat().st_size for file in (directory / "variables").iterdir())
-    needed = sum(4 * int(_size(variable)) for variable in model.variables)
+    needed = sum(4 * math.prod(variable.shape) for variable in model.variables)
     if stored > 1.1 * needed + 100_000:
         raise ExportError(
             f"An export stores each weight once. Received: {stored} bytes for {needed} bytes of "
             "weights. Report this."
         )
-
-
-def _size(variable: Any) -> int:
-    size = 1
-    for side in variable.shape:
-        size *= side
-    return size

@@ -217,7 +217,7 @@ class _Loop:
             f"{self._epoch:3d}/{self._epochs}",
             f"loss {loss:.3f}  val {score.accuracy:.3f} (loss {score.loss:.3f})  lr {rate:.1e}  "
             f"{images / seconds:.1f} images/s  wait {waited / seconds:.0%}"
-            + ("  [green]best[/green]" if kept else ""),
+            + ("  best" if kept else ""),
         )
 
     def _variables(self) -> list[Any]:
@@ -252,7 +252,7 @@ def train_step(
     size = recipe.image_size
 
     @tf.function(
-        input_signature=[  # a last, smaller batch is no reason to trace again
+        input_signature=[
             tf.TensorSpec((None, size, size, 3), tf.float32),
             tf.TensorSpec((None,), tf.int32),
         ]

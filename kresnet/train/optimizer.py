@@ -88,10 +88,10 @@ def optimizer_for(
         raise ConfigError(
             f"The model needs a trainable variable. Received: model={model.name!r}, all frozen."
         )
-    stages = [int(match[1]) for layer in model.layers if (match := _STAGE.match(layer.name))]
+    last = last_stage(model)
     groups = {
         variable.path: (
-            layer_decay ** (max(stages, default=0) - _stage(variable.path, max(stages, default=0))),
+            layer_decay ** (last - _stage(variable.path, last)),
             weight_decay if variable.name == "kernel" else 0.0,
         )
         for variable in variables
@@ -140,6 +140,12 @@ def freeze_before(model: keras.Model, stage: int) -> Sequence[str]:
         if not layer.trainable and layer.weights:
             frozen.append(layer.name)
     return frozen
+
+
+def last_stage(model: keras.Model) -> int:
+    """Return the number of the model's last stage, 0 if its layers have other names."""
+    found = (_STAGE.match(layer.name) for layer in model.layers)
+    return max((int(match[1]) for match in found if match), default=0)
 
 
 def _stage(name: str, of_head: int) -> int:

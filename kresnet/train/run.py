@@ -18,7 +18,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,25 +118,20 @@ class Run:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file in one step: a reader sees the old or the new, never half."""
-        file = self.path / name
-        partial = file.with_name(f".{name}.partial")
         text = json.dumps(content, indent=2, ensure_ascii=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, file)
+        with _whole(self.path / name) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
 
     def save_weights(self, model: keras.Model) -> None:
         """Keep the model's weights, by layer and variable name."""
-        partial = self.weights.with_name(f".{self.weights.name}.partial")
+        arrays = {
+            f"{layer.name}/{v.name}": keras.ops.convert_to_numpy(v)
+            for layer in model.layers
+            for v in layer.weights
+        }
         try:
-            save_file(
-                {
-                    f"{layer.name}/{v.name}": keras.ops.convert_to_numpy(v)
-                    for layer in model.layers
-                    for v in layer.weights
-                },
-                partial,
-            )
-            os.replace(partial, self.weights)
+            with _whole(self.weights) as partial:
+                save_file(arrays, partial)
         except OSError as error:
             raise ResourceError(
                 f"The weights must be writable. Received: {error}. Make room and resume."
@@ -145,12 +141,21 @@ class Run:
         """Write one line an epoch."""
         if not rows:
             return
-        partial = self.path / ".metrics.csv.partial"
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with (
+            _whole(self.path / "metrics.csv") as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(partial, self.path / "metrics.csv")
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[Path]:
+    """Give a path to write to that becomes `file` in one step: a reader never sees half."""
+    partial = file.with_name(f".{file.name}.partial")
+    yield partial
+    os.replace(partial, file)
 
 
 def environment() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from kresnet.errors import ConfigError, DataError
 from kresnet.train.hardware import policy_name
 from kresnet.train.judge import Judge, Score
 from kresnet.train.loop import fine_tune
-from kresnet.train.optimizer import freeze_before
+from kresnet.train.optimizer import freeze_before, last_stage
 from kresnet.train.probe import features, fit_head
 from kresnet.train.recipe import Recipe
 from kresnet.train.run import Run
@@ -133,7 +133,7 @@ def _probe(
 
 def _prepare_layers(model: keras.Model, recipe: Recipe) -> None:
     """Decide which layers learn, and whether norms keep their statistics."""
-    last = max(int(layer.name[5]) for layer in model.layers if layer.name.startswith("stage"))
+    last = last_stage(model)
     if recipe.train_from > last:
         raise ConfigError(
             f"`train_from` must be a stage of the model. Received: train_from={recipe.train_from}, "

@@ -154,9 +154,7 @@ class ConvNorm(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """Return `(b, ceil(h / strides), ceil(w / strides), filters)`."""
-        batch, height, width, _ = input_shape
-        sides = (None if n is None else -(-n // self.strides) for n in (height, width))
-        return (batch, *sides, self.filters)
+        return _strided(input_shape, self.strides, self.filters)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this layer."""
@@ -170,6 +168,13 @@ class ConvNorm(keras.layers.Layer):
             "gamma_initializer": self.gamma_initializer,
             "frozen": self.frozen,
         }
+
+
+def _strided(shape: Sequence[int | None], strides: int, filters: int) -> tuple[int | None, ...]:
+    """Return the shape after a layer that keeps every `strides`-th pixel and has `filters`."""
+    batch, height, width, _ = shape
+    sides = (None if n is None else -(-n // strides) for n in (height, width))
+    return (batch, *sides, filters)
 
 
 def _add_bias(x: Any, bias: Any) -> Any:
@@ -208,9 +213,7 @@ class PadShortcut(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """Return `(b, ceil(h / strides), ceil(w / strides), filters)`."""
-        batch, height, width, _ = input_shape
-        sides = (None if n is None else -(-n // self.strides) for n in (height, width))
-        return (batch, *sides, self.filters)
+        return _strided(input_shape, self.strides, self.filters)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this layer."""

@@ -190,12 +190,17 @@ def test_pretrained_weights_are_probed_and_their_statistics_never_move(trained, 
             assert np.array_equal(value, after[name]), name
 
 
-def test_an_export_that_disagrees_is_not_published(trained, monkeypatch):
+def export_again(trained, name):
+    """Export the trained model under another name."""
     result, folder, _ = trained
     run = Run.open(result.run)
     model = kresnet.build("resnet20_cifar", num_classes=4, weights=run.weights)
-    contract = Contract.load(result.export).model_copy(update={"name": "broken"})
+    contract = Contract.load(result.export).model_copy(update={"name": name})
     samples = [row.path for row in run.index.select("val")]
+    saved_model.export_saved_model(model, contract, folder, samples=samples)
+
+
+def test_an_export_that_disagrees_is_not_published(trained, monkeypatch):
     right = saved_model.fold
 
     def wrong(model, **options):
@@ -206,16 +211,11 @@ def test_an_export_that_disagrees_is_not_published(trained, monkeypatch):
 
     monkeypatch.setattr(saved_model, "fold", wrong)
     with pytest.raises(ExportError, match=r"answer as the Keras model does.*was not published"):
-        saved_model.export_saved_model(model, contract, folder, samples=samples)
-    assert not list((folder / "broken").iterdir())
+        export_again(trained, "broken")
+    assert not list((trained[1] / "broken").iterdir())
 
 
 def test_wrong_pixels_are_caught_by_the_check(trained, monkeypatch):
-    result, folder, _ = trained
-    run = Run.open(result.run)
-    model = kresnet.build("resnet20_cifar", num_classes=4, weights=run.weights)
-    contract = Contract.load(result.export).model_copy(update={"name": "skewed"})
-    samples = [row.path for row in run.index.select("val")]
     original = saved_model.pixels.prepare
 
     class Skewed:
@@ -227,7 +227,7 @@ def test_wrong_pixels_are_caught_by_the_check(trained, monkeypatch):
 
     monkeypatch.setattr(saved_model, "pixels", Skewed)
     with pytest.raises(ExportError, match=r"was not published"):
-        saved_model.export_saved_model(model, contract, folder, samples=samples)
+        export_again(trained, "skewed")
 
 
 def weights_of(run):

@@ -4,7 +4,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import relative_error
+from conftest import randomize, relative_error
 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 
 from kresnet.zoo import build
@@ -24,18 +24,7 @@ def application(depth, size):
 def oracle(request, tmp_path_factory):
     """A randomised ResNet of keras.applications, its .h5 file, and ours of the same depth."""
     depth = request.param
-    reference = application(depth, 97)
-    rng = np.random.default_rng(3)
-    for layer in reference.layers:
-        for v in layer.weights:
-            shape = tuple(v.shape)
-            if v.name == "kernel":
-                value = rng.normal(size=shape) * np.sqrt(1.5 / np.prod(shape[:-1]))
-            elif v.name in ("gamma", "moving_variance"):
-                value = rng.uniform(0.5, 1.5, shape)
-            else:
-                value = rng.normal(size=shape) * 0.2
-            v.assign(value.astype("float32"))
+    reference = randomize(application(depth, 97), seed=3)
     path = tmp_path_factory.mktemp("h5") / "weights.h5"
     with h5py.File(path, "w") as file:
         save_weights_to_hdf5_group(file, reference)

@@ -13,6 +13,7 @@ import h5py
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import SHARED
 from safetensors.numpy import save_file
 
 from kresnet.errors import WeightsError
@@ -21,7 +22,7 @@ from kresnet.zoo.checkpoint import read_checkpoint
 # TensorFlow 2.21's arrays do not know NumPy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "weights"
+DATA = SHARED / "weights"
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="the real weights are not beside the repo"
 )

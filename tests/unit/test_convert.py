@@ -1,11 +1,11 @@
 """Foreign weights into kresnet models: same outputs as the network they come from."""
 
 import re
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from conftest import SHARED, relative_error
 from safetensors.numpy import save_file
 
 from kresnet.errors import WeightsError
@@ -16,7 +16,7 @@ from kresnet.zoo.resnet import build
 # TensorFlow 2.21's arrays do not know NumPy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "weights"
+DATA = SHARED / "weights"
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="the real weights are not beside the repo"
 )
@@ -56,10 +56,6 @@ def state(cifar):
 
 def values(model):
     return {f"{la.name}/{v.name}": v.numpy() for la in model.layers for v in la.weights}
-
-
-def relative_error(found, expected):
-    return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 def images(size, channels=3, seed=1):

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import SHARED
 
 from kresnet.errors import ConfigError, ResourceError
 from kresnet.zoo import download
@@ -19,7 +20,7 @@ from kresnet.zoo.download import fetch_weights, kresnet_home
 from kresnet.zoo.variants import VARIANTS
 
 CONTENT = bytes(range(256)) * 9000  # more than two chunks
-DATA = Path(__file__).parents[3] / "shared" / "data" / "weights"
+DATA = SHARED / "weights"
 
 
 class Handler(BaseHTTPRequestHandler):
