@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kresnet.workflow import resume as resume
     from kresnet.zoo import VARIANTS as VARIANTS
     from kresnet.zoo import build as build
+    from kresnet.zoo import features as features
     from kresnet.zoo import fold as fold
     from kresnet.zoo import freeze_norms as freeze_norms
     from kresnet.zoo import load_weights as load_weights
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ZOO = ("VARIANTS", "build", "fold", "freeze_norms", "load_weights", "to_keras", "unfreeze_norms")
+_ZOO = (
+    *("VARIANTS", "build", "features", "fold", "freeze_norms", "load_weights", "to_keras"),
+    "unfreeze_norms",
+)
 _HOME = {
     "KresnetError": "kresnet.errors",
     "Recipe": "kresnet.train.recipe",

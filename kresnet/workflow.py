@@ -30,8 +30,8 @@ from kresnet.serve.engine import Engine
 from kresnet.train.recipe import Recipe, plan
 from kresnet.train.run import Run
 from kresnet.train.stages import Trained, train
-from kresnet.zoo import card_for
-from kresnet.zoo.download import TAGS, find_weights
+from kresnet.zoo.cards import card_for, split_name
+from kresnet.zoo.download import TAGS, check_license, find_weights
 from kresnet.zoo.variants import variant_config
 
 _SAMPLES = 16  # images that an export is checked on
@@ -99,8 +99,9 @@ def fit(
     Args:
         data: A folder with one folder of images for each class, or with such folders under
             train, val and test. It is only read.
-        variant: A key of `kresnet.VARIANTS`.
-        weights: "imagenet", "cifar10", the path of a checkpoint, or None to train from scratch.
+        variant: A key of `kresnet.VARIANTS`, or one with a tag, as "resnet50.a1_in1k".
+        weights: A tag, as "imagenet", the path of a checkpoint, or None to train from scratch. Of
+            no account where the variant has a tag.
         name: Of the run and the export; None is the name of the folder.
         out: Folder of the runs.
         exports: Folder of the exports.
@@ -123,11 +124,13 @@ def fit(
     name = name or source.resolve().name
     if name.startswith(".") or Path(name).name != name:
         raise ConfigError(f"`name` must be the plain name of a folder. Received: name={name!r}.")
+    variant, tag = split_name(variant)
     config = variant_config(variant)
+    weights = tag or weights
     if weights == "none":
         weights = None
     elif weights in TAGS:
-        card_for(variant, weights)
+        check_license(card_for(variant, weights))
     elif weights is not None:
         weights = str(find_weights(variant, weights).resolve())
     planned = partial(

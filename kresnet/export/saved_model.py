@@ -149,7 +149,7 @@ class _Servable(tf.Module):
 def _write(model: keras.Model, contract: Contract, directory: Path) -> None:
     labels = directory / "labels.txt"
     labels.write_text("\n".join(contract.classes) + "\n", encoding="utf-8")
-    folded = fold(model, dtype="float32")
+    folded = fold(model, dtype="float32", portable=False)
     servable = _Servable(folded, contract, labels)
     tf.saved_model.save(
         servable,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import keras
 
 from kresnet.errors import ConfigError
-from kresnet.zoo.layers import ConvNorm
+from kresnet.zoo.conv import ConvNorm, Norm
 
 
 def freeze_norms(model: keras.Model, *, affine: bool = False) -> int:
@@ -22,7 +22,7 @@ def freeze_norms(model: keras.Model, *, affine: bool = False) -> int:
     Takes effect at once, also on a compiled model.
 
     Args:
-        model: Any Keras model; nested models are included.
+        model: Any Keras model; nested models are included. Group norms have no statistics to keep.
         affine: Freeze gamma and beta too, as `BatchNormalization.trainable = False` does.
             Keras' own BatchNormalization layers cannot train gamma and beta on frozen
             statistics, so theirs are always frozen.
@@ -45,15 +45,16 @@ def _switch(model: keras.Model, *, frozen: bool, affine: bool) -> int:
     count = 0
     for layer in _norms(model):
         count += 1
-        if isinstance(layer, ConvNorm):
-            layer.frozen = frozen
-            layer.gamma.trainable = layer.beta.trainable = layer.trainable and not affine
-        else:
+        if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = not frozen
+            continue
+        layer.gamma.trainable = layer.beta.trainable = layer.trainable and not affine
+        if not isinstance(layer, keras.layers.GroupNormalization):
+            layer.frozen = frozen
     if not count:
         raise ConfigError(
-            "The model needs at least one ConvNorm or BatchNormalization layer. "
-            f"Received: model={model.name!r}. A folded model has none left."
+            "The model needs at least one norm: a ConvNorm, Norm, BatchNormalization or "
+            f"GroupNormalization layer. Received: model={model.name!r}. A folded model has none."
         )
     # Keras keeps the traced functions of fit, evaluate and predict; they still hold the old mode.
     model.train_function = model.test_function = model.predict_function = None
@@ -61,6 +62,7 @@ def _switch(model: keras.Model, *, frozen: bool, affine: bool) -> int:
 
 
 def _norms(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    kinds = ConvNorm, Norm, keras.layers.BatchNormalization, keras.layers.GroupNormalization
     for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, ConvNorm | keras.layers.BatchNormalization):
+        if isinstance(layer, kinds):
             yield layer

@@ -11,7 +11,7 @@ from conftest import randomize, relative_error
 
 import kresnet
 from kresnet.errors import ConfigError
-from kresnet.zoo import VARIANTS, ResNetConfig, build
+from kresnet.zoo import VARIANTS, ResNetConfig, build, features, measure
 
 CIFAR_PARAMETERS = {  # option A shortcuts have none
     "resnet20_cifar": 269_722,
@@ -120,16 +120,124 @@ def test_a_new_block_is_the_identity():
     assert np.abs(before).max() > 0
 
 
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+@pytest.fixture
+def arrays():
+    """Weights of a small net by our own names."""
+    model = randomize(build("resnet20_cifar"))
+    return {f"{la.name}/{v.name}": v.numpy() for la in model.layers for v in la.weights}
+
+
+def test_a_class_subset_keeps_its_rows_of_the_head(arrays):
+    x = images(2, 32, 32, 3)
+    everything = np.asarray(build("resnet20_cifar", weights=arrays)(x))
+    subset = build("resnet20_cifar", weights=arrays, keep_classes=(7, None, 2))
+    assert subset.output_shape == (None, 3)
+    np.testing.assert_allclose(np.asarray(subset(x))[:, [0, 2]], everything[:, [7, 2]], rtol=1e-5)
+
+
+def test_grey_images_answer_as_grey_colour_images(arrays):
+    grey = images(2, 32, 32, 1)
+    colour = build("resnet20_cifar", weights=arrays)(np.repeat(grey, 3, axis=-1))
+    model = build("resnet20_cifar", weights=arrays, in_channels=1)
+    assert relative_error(model(grey), colour) < 1e-5
+    assert len(model.preprocessing.mean) == len(model.preprocessing.std) == 1
+
+
+def test_bands_take_the_kernels_they_are_given(arrays):
+    """A near-infrared band behind red, green, blue, that starts as a second red."""
+    model = build("resnet20_cifar", weights=arrays, in_channels=4, bands=(0, 1, 2, 0))
+    colour = images(2, 32, 32, 3)
+    expected = build("resnet20_cifar", weights=arrays)(colour)
+    same = np.concatenate([colour, colour[..., :1]], axis=-1)  # the two share red's weight
+    assert relative_error(model(same), expected) < 1e-5
+    mean = model.preprocessing.mean
+    assert mean[3] == mean[0] != mean[1]
+
+
+def test_a_network_of_ones_own_is_a_config():
+    own = ResNetConfig(block="bottleneck", depths=(1, 2), width=8, stem_filters=(24,), groups=2)
+    model = build(own, num_classes=3)
+    assert model.output_shape == (None, 3)
+    assert model.get_layer("stage2_block2_conv3").output.shape[-1] == 64
+    assert measure(own, num_classes=3).params == sum(
+        int(np.prod(v.shape)) for v in model.trainable_variables
+    )
+
+
+def test_a_regularizer_is_in_the_losses():
+    model = build("resnet20_cifar", kernel_regularizer=keras.regularizers.L2(0.01))
+    kernels = [v for v in model.trainable_variables if v.name == "kernel"]
+    expected = sum(0.01 * float(np.sum(np.square(v.numpy()))) for v in kernels)
+    assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-4)
+    lasso = build("resnet20_cifar", kernel_regularizer="l1")
+    assert len(lasso.losses) == len(kernels)
+
+
+def test_block_dropout_acts_in_training_only():
+    model = randomize(build("wrn16_8_cifar", block_drop_rate=0.3))
+    x = images(2, 32, 32, 3)
+    assert relative_error(model(x, training=False), model(x, training=False)) == 0.0
+    kresnet.freeze_norms(model)
+    assert relative_error(model(x, training=True), model(x, training=True)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnetv2_18"])
+def test_branches_start_at_zero_on_request(name):
+    model = build(name, zero_init_residual=True, num_classes=None)
+    other = build(name, zero_init_residual=False, num_classes=None)
+    last = "stage1_block2_conv3" if name == "resnet50" else "stage1_block2_conv2"
+    zeroed, free = model.get_layer(last), other.get_layer(last)
+    pick = "gamma" if name == "resnet50" else "kernel"
+    assert not np.any(getattr(zeroed, pick).numpy())
+    assert np.any(getattr(free, pick).numpy())
+
+
+def test_a_dilated_network_keeps_the_weights_and_the_size(arrays):
+    x = images(1, 64, 96, 3)
+    usual = randomize(build("resnet18", num_classes=None))
+    weights = {f"{la.name}/{v.name}": v.numpy() for la in usual.layers for v in la.weights}
+    for stride in (8, 16):
+        model = build("resnet18", num_classes=None, output_stride=stride, weights=weights)
+        assert features(model, (stride,))(x).shape[1:3] == (64 // stride, 96 // stride)
+
+
+def test_features_name_the_strides_there_are():
+    with pytest.raises(ConfigError, match=r"some of \[1, 2, 4\], which 'resnet20_cifar' has. Rec"):
+        features(build("resnet20_cifar"), (4, 8))
+
+
+def test_published_weights_come_with_their_preprocessing(tmp_path, monkeypatch):
+    """From the cache, where someone without a network has put the file."""
+    from safetensors.numpy import save_file
+
+    from kresnet.zoo import card_for, to_torch
+
+    monkeypatch.setenv("KRESNET_HOME", str(tmp_path))
+    card = card_for("resnet18d", "ra4_e3600_r224_in1k")
+    source = randomize(build("resnet18d"))
+    (tmp_path / "weights").mkdir()
+    save_file(to_torch(source), tmp_path / "weights" / card.file_name)
+    model = build("resnet18d.ra4_e3600_r224_in1k")
+    x = images(2, 64, 64, 3)
+    assert relative_error(model(x), source(x)) < 1e-6
+    assert model.preprocessing == card.preprocessing
+    assert model.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
 def test_layer_names_are_stable():
     names = [layer.name for layer in build("resnet18").layers]
     assert names[:10] == [
         "images",
         "stem_conv",
-        "stem_relu",
-        "stem_pad",
+        "stem_act",
+        "stem_pool_pad",
         "stem_pool",
         "stage1_block1_conv1",
-        "stage1_block1_relu1",
+        "stage1_block1_act1",
         "stage1_block1_conv2",
         "stage1_block1_add",
         "stage1_block1_out",
@@ -145,7 +253,7 @@ def test_layer_names_are_stable():
             lambda: build("resnet5O"),
             r"Unknown variant. Received: name='resnet5O'. Did you mean 're",
         ),
-        (lambda: build("vgg16"), r"Received: name='vgg16'. Did you mean one of resnet18"),
+        (lambda: build("vgg16"), r"Received: name='vgg16'. Did you mean one of those `kresnet zoo"),
         (lambda: build("resnet18", input_shape=(31, 64)), r"sides of at least 32.*\(31, 64\)"),
         (lambda: build("resnet18", input_shape=(64, 64, 3, 1)), r"Received: input_shape=\(64"),
         (
@@ -156,6 +264,22 @@ def test_layer_names_are_stable():
         (lambda: build("resnet18", num_classes=0), r"`num_classes` must be at least 1.*=0"),
         (lambda: build("resnet18", drop_rate=1.0), r"`drop_rate` must be in \[0, 1\).*=1.0"),
         (lambda: build("resnet18", drop_path_rate=-0.1), r"`drop_path_rate` must be in \[0, 1\)"),
+        (lambda: build("resnet18", activation="tanh"), r"one of relu, leaky_relu.*'tanh'"),
+        (lambda: build("resnet18", output_stride=4), r"`output_stride` must be 8, 16 or 32.*=4"),
+        (lambda: build("resnet50_v2", output_stride=8), r"32 where the last block of a stage"),
+        (
+            lambda: build("resnet18", num_classes=3, keep_classes=(1, 2)),
+            r"replaces `num_classes`. Received: num_classes=3, 2 in keep_classes",
+        ),
+        (
+            lambda: build("resnet18.a1_in1k", weights="imagenet"),
+            r"given once.*'resnet18.a1_in1k', weights='imagenet'",
+        ),
+        (lambda: build("resnet18.a9_in1k"), r"No such weights.*Did you mean"),
+        (
+            lambda: ResNetConfig(block="basic", depths=(1,), stem="deep"),
+            r"one number for each convolution of the stem.*\(64,\)",
+        ),
         (lambda: build("resnet18", dtype="half-ish"), r"`dtype` must be a Keras dtype policy"),
         (lambda: ResNetConfig(block="basic", depths=()), r"at least one block.*depths=\(\)"),
         (lambda: ResNetConfig(block="basic", depths=(1,), width=0), r"`width` must be positive"),

@@ -131,7 +131,7 @@ def test_freezing_also_switches_keras_own_norms_and_counts():
 
 
 def test_a_folded_model_has_no_norms_to_freeze():
-    with pytest.raises(ConfigError, match=r"at least one ConvNorm .* A folded model has none"):
+    with pytest.raises(ConfigError, match=r"at least one norm: .* A folded model has none"):
         freeze_norms(fold(build("resnet20_cifar")))
 
 
