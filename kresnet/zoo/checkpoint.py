@@ -1,17 +1,19 @@
 """Checkpoint files into arrays by name. What is in a file decides its format, not its name.
 
 No file runs code by design of its format: torch pickles are read by `torch_file`, npz without
-pickles, HDF5 without links to other files. A file that claims far more data than it has is refused.
+pickles, HDF5 without links to other files and without filters that would be loaded as plugins.
+A file that claims far more data than it has is refused before memory is taken for it.
 HDF5's C library, though, can crash on a malformed file: verify the checksum of one from strangers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +29,9 @@ from kresnet.zoo.torch_file import (
 # Compressed arrays may be this many times the size of their file, or 1 GiB whatever its size.
 _MAX_EXPANSION = 100
 _ALWAYS_ALLOWED_BYTES = 1024**3
+
+# What HDF5 filters may do to data: deflate, shuffle, checksum, LZF. Others would be loaded as code.
+_HDF5_FILTERS = {1, 2, 3, 32000}
 
 _BY_NAME = (
     "Load it into the Keras model that wrote it and save that with `model.save('weights.h5')`, "
@@ -60,8 +65,66 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
             f"The checkpoint must be a file. Received: path={str(path)!r}, which is {found}. "
             "Give the path of a .pth, .safetensors, .npz or .h5 file."
         )
+    with reading(path):
+        return _without_module_prefix(_reader(path)(path))
+
+
+class StoredLayer(NamedTuple):
+    """A layer in a file that keeps arrays by position.
+
+    Attributes:
+        name: Its name, or None where the file does not say.
+        arrays: Its variables in their order.
+    """
+
+    name: str | None
+    arrays: tuple[np.ndarray, ...]
+
+
+def read_positions(path: Path) -> dict[str, StoredLayer]:
+    """Read a Keras 3 .weights.h5 file, which keeps arrays as "layers/conv2d_3/vars/0".
+
+    Only the layers of the outermost model are read.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The layers that have arrays, as "conv2d_3".
+
+    Raises:
+        WeightsError: The file is damaged or asks for more than arrays.
+    """
+    import h5py
+
+    with reading(path), h5py.File(path, "r") as file:
+        layers = _h5_child(file, "layers")
+        names: dict[str, str | None] = {}
+        datasets: dict[str, list[Any]] = {}
+        for layer in layers.id:  # names in bytes
+            group = _h5_child(layers, layer.decode())
+            if not _h5_has(group, "vars"):
+                continue
+            variables = _h5_child(group, "vars")
+            found = [_h5_dataset(variables, str(i)) for i in range(len(variables))]
+            if found:
+                name = variables.attrs.get("name")
+                names[layer.decode()] = name if isinstance(name, str) else None
+                datasets[layer.decode()] = found
+        _check_size(
+            {f"{k}/{i}": d for k, found in datasets.items() for i, d in enumerate(found)}, path
+        )
+        return {
+            layer: StoredLayer(names[layer], tuple(np.asarray(d[()]) for d in found))
+            for layer, found in datasets.items()
+        }
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while reading `path` into a WeightsError."""
     try:
-        arrays = _reader(path)(path)
+        yield
     except WeightsError:
         raise
     except Exception as error:  # a hostile file can fail its library in any way
@@ -71,7 +134,6 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
             f"Received: path={str(path)!r}, error={_one_line(reason)!r}. "
             "Download or copy it again, or save it anew as safetensors."
         ) from error
-    return _without_module_prefix(arrays)
 
 
 def _reader(path: Path) -> Callable[[Path], dict[str, np.ndarray]]:
@@ -110,8 +172,27 @@ def _zip_reader(path: Path) -> Callable[[Path], dict[str, np.ndarray]]:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         _check_expansion(sum(entry.file_size for entry in archive.infolist()), path)
+        for entry in archive.infolist():
+            _check_npy(archive, entry)
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def _check_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Refuse an array whose header claims more than there is: NumPy would allocate it first."""
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise Damaged(f"{entry.filename!r} is of an unknown version of the npy format")
+        old = version == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise Damaged(f"{entry.filename!r} is a pickle, and NumPy runs with allow_pickle=False")
+        if any(side < 0 for side in shape) or (
+            math.prod(shape) * dtype.itemsize > entry.file_size - file.tell()
+        ):
+            raise Damaged(f"{entry.filename!r} claims more numbers than it has")
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -142,18 +223,23 @@ def _read_h5(path: Path) -> dict[str, np.ndarray]:
                 datasets[short] = _h5_dataset(group, name)
         if not datasets:
             raise Damaged("it holds no arrays by name")
-        sizes = (math.prod(d.shape) * d.dtype.itemsize for d in datasets.values())
-        _check_expansion(sum(sizes), path)
+        _check_size(datasets, path)
         return {name: np.asarray(dataset[()]) for name, dataset in datasets.items()}
 
 
 def _short_names(layer: str, names: list[str]) -> list[str]:
-    """Name arrays "layer/variable", or, in the group of a nested model, by its inner layers."""
+    """Name arrays "layer/variable", or, in the group of a nested model, by its inner layers.
+
+    Where inner layers share their names, arrays have the whole path that leads to them.
+    """
     paths = [name.removesuffix(":0").split("/") for name in names]
     variables = [path[-1] for path in paths]
     if len(set(variables)) == len(variables):
         return [f"{layer}/{variable}" for variable in variables]
-    return ["/".join(path[-2:]) for path in paths]
+    inner = ["/".join(path[-2:]) for path in paths]
+    if len(set(inner)) == len(inner):
+        return inner
+    return ["/".join(path if layer in path else [layer, *path]) for path in paths]
 
 
 def _h5_names(group: Any, attribute: str) -> list[str]:
@@ -194,7 +280,16 @@ def _h5_dataset(group: Any, path: str) -> Any:
         raise Damaged(f"{path!r} is no array of numbers")
     if dataset.external or dataset.is_virtual:
         raise Damaged(f"the data of {path!r} is in another file")
+    creation = dataset.id.get_create_plist()
+    filters = {creation.get_filter(i)[0] for i in range(creation.get_nfilters())}
+    if not filters <= _HDF5_FILTERS:
+        raise Damaged(f"{path!r} is compressed in an unusual way")
     return dataset
+
+
+def _check_size(datasets: Mapping[str, Any], path: Path) -> None:
+    sizes = (math.prod(d.shape) * d.dtype.itemsize for d in datasets.values())
+    _check_expansion(sum(sizes), path)
 
 
 def _check_expansion(total: int, path: Path) -> None:

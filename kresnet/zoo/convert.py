@@ -1,23 +1,28 @@
 """Foreign checkpoints into our variables, by name, and back.
 
-Each scheme is one function: from the name of our layer to where each of its variables comes from.
-Nothing is loaded by order: it differs between Keras versions while shapes coincide
-(tensorflow#33459).
+`kresnet.zoo.schemes` tells where each variable comes from; here they are checked and written.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from kresnet.errors import WeightsError
-from kresnet.zoo.cards import CAFFE, CIFAR10, IMAGENET, Preprocessing
+from kresnet.errors import ResourceError, WeightsError
+from kresnet.zoo.cards import Preprocessing
 from kresnet.zoo.checkpoint import read_checkpoint
+from kresnet.zoo.schemes import scheme_of
+from kresnet.zoo.schemes.adapt import Adaptation
+from kresnet.zoo.schemes.kerashub import read_preset
+from kresnet.zoo.schemes.source import Arrays, Scheme, Source
+from kresnet.zoo.schemes.torch import to_torch as to_torch
 
 if TYPE_CHECKING:
     import keras
@@ -29,7 +34,7 @@ class LoadReport:
 
     Attributes:
         source: The file, or "arrays".
-        scheme: Whose names it uses: "torch", "torch-folded", "keras.applications" or "kresnet".
+        scheme: Whose names it uses, as "torch", "keras.applications" or "kresnet".
         matched: Our variables that were loaded, as "stem_conv/kernel".
         missing: Our variables that the checkpoint has no array for.
         unused: Arrays of the checkpoint that no variable of ours asks for.
@@ -72,46 +77,55 @@ def load_weights(
     *,
     strict: bool = True,
     new_head: bool = False,
+    keep_classes: Sequence[int | None] | None = None,
+    bands: Sequence[int | None] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> LoadReport:
     """Load a checkpoint into a model from `build`, by name.
 
     Nothing is written before everything is checked. Arrays are computed in float64 and rounded
-    once. A model with another number of input channels gets the stem kernel adapted: summed for
-    one channel, else repeated and scaled by `3 / channels`, as timm does.
+    once.
 
     Args:
         model: A kresnet model.
-        source: Path of a checkpoint that `read_checkpoint` reads, or its arrays by name. The names
-            are torchvision's (batch norm may be folded into weight and bias), those of
-            keras.applications, or ours, "layer/variable".
+        source: Path of a checkpoint that `read_checkpoint` reads or of a KerasHub preset's folder,
+            or arrays by name. The names are those of torchvision and timm (batch norm may be folded
+            into weight and bias), keras.applications, BiT, qubvel, tf_keras' ResNet-RS, MLPerf
+            Tiny's ResNet-8, or ours, "layer/variable".
         strict: Refuse a checkpoint that does not fit exactly. Else load the variables that fit.
         new_head: Keep the head the model was built with if the checkpoint has none or has another
             number of classes. If the numbers agree, the head is loaded.
+        keep_classes: For each output of our head, the class of the checkpoint that it becomes, or
+            None to keep the output as it is.
+        bands: For each channel of our images, the channel of the checkpoint's whose kernels it
+            gets: 0 red, 1 green, 2 blue, None for the mean of them all. What n bands share is
+            divided by n. Without it, the kernels of one channel are the sum of the three, and those
+            of more repeat them, scaled by `3 / channels`, as timm does.
+        preprocessing: What the checkpoint expects of its input, if you know it better than its
+            names tell.
 
     Returns:
         What was loaded and what was not.
 
     Raises:
+        ConfigError: `keep_classes` or `bands` are not as long as they must be, or out of range.
         WeightsError: The file cannot be read, its names are unknown, it has values that are not
             finite, or it does not fit.
     """
-    if isinstance(source, Mapping):
-        name, arrays = "arrays", dict(source)
-    else:
-        name, arrays = str(source), read_checkpoint(source)
-    for key, array in arrays.items():
-        _check_finite(key, array, name)
-    scheme = _scheme(arrays, name)
+    name, arrays, scheme = _open(source)
     layers = {layer.name: layer for layer in model.layers if layer.weights}
-    if strict and scheme == "keras.applications":
-        _check_stride(layers, name)
+    if strict:
+        scheme.check(layers, name)
 
-    def sources(layer: str) -> Mapping[str, _Source]:
-        return _SCHEMES[scheme](layer, getattr(layers.get(layer), "epsilon", 0.0), arrays)
+    def sources(layer: str) -> Mapping[str, Source]:
+        return scheme.sources(layer, layers, arrays)
 
-    used = {key for key in arrays if key.endswith("num_batches_tracked")}
+    used = {key for key in arrays if scheme.is_spare(key)}
+    adaptation = Adaptation(_channels(model), bands, keep_classes)
+    classes = _classes(sources("head"), arrays)
+    adaptation.check(layers.get("head"), classes)
     head: Literal["loaded", "new", "none"] = "loaded" if "head" in layers else "none"
-    if head == "loaded" and new_head and not _head_fits(layers["head"], sources("head"), arrays):
+    if head == "loaded" and new_head and not adaptation.fits(layers["head"], classes):
         head = "new"
         del layers["head"]
     if head != "loaded":
@@ -124,7 +138,7 @@ def load_weights(
             missing.append(path)
             continue
         used.update(origin.keys)
-        value = _fitted(path, origin, arrays, tuple(variable.shape))
+        value = _fitted(path, variable, origin, arrays, adaptation)
         if value is None:
             found = " and ".join(f"{key} {arrays[key].shape}" for key in origin.keys)
             mismatched.append(f"{path} {tuple(variable.shape)} from {found}")
@@ -137,13 +151,15 @@ def load_weights(
         head = "new"
     report = LoadReport(
         source=name,
-        scheme=scheme,
+        scheme=scheme.name,
         matched=matched,
         missing=tuple(missing),
         unused=tuple(key for key in arrays if key not in used),
         mismatched=tuple(mismatched),
         head=head,
-        preprocessing=_preprocessing(model, scheme),
+        preprocessing=adaptation.preprocessing(
+            preprocessing or scheme.preprocessing(model, arrays)
+        ),
     )
     if not plan or (strict and (missing or mismatched or report.unused)):
         raise WeightsError(_misfit(report))
@@ -152,42 +168,74 @@ def load_weights(
     return report
 
 
-def to_torch(model: keras.Model) -> dict[str, np.ndarray]:
-    """Return a model's weights as the state dict of the torch model of the same structure.
+def save_torch(model: keras.Model, path: str | Path) -> None:
+    """Write a model's weights as a safetensors file by timm's names.
+
+    `timm.create_model(name, num_classes=n, checkpoint_path=path)` takes it where timm has the
+    variant, as does `safetensors.torch.load_file`. The file appears whole or not at all. Its
+    metadata hold what timm calls a `pretrained_cfg`, as JSON.
 
     Args:
         model: A kresnet model.
-
-    Returns:
-        Arrays by torchvision's names (for CIFAR variants those of akamaster, which has no
-        torchvision counterpart), kernels OIHW float32, `num_batches_tracked` 0. With
-        `torch.from_numpy` on each, `load_state_dict(strict=True)` takes it.
+        path: The file, which is replaced if there is one.
 
     Raises:
         WeightsError: A layer with weights has no counterpart in torch's ResNets.
+        ResourceError: The file cannot be written.
     """
-    state: dict[str, np.ndarray] = {}
-    for layer in model.layers:
-        values = {variable.name: np.array(variable.numpy()) for variable in layer.weights}
-        names = _torch_names(layer.name)
-        if layer.name == "head":
-            head = "linear" if _is_cifar(model) else "fc"
-            state[f"{head}.weight"] = np.ascontiguousarray(values["kernel"].T)
-            state[f"{head}.bias"] = values["bias"]
-        elif names is not None and "gamma" in values:
-            conv, norm = names
-            state[f"{conv}.weight"] = np.ascontiguousarray(values["kernel"].transpose(3, 2, 0, 1))
-            state[f"{norm}.weight"] = values["gamma"]
-            state[f"{norm}.bias"] = values["beta"]
-            state[f"{norm}.running_mean"] = values["moving_mean"]
-            state[f"{norm}.running_var"] = values["moving_variance"]
-            state[f"{norm}.num_batches_tracked"] = np.array(0, np.int64)
-        elif values:
-            raise WeightsError(
-                "Every layer with weights must be one of a kresnet model. "
-                f"Received: layer={layer.name!r}. Export the model before adding to it."
-            )
-    return state
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    state = to_torch(model)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    try:
+        metadata = {"format": "pt", "pretrained_cfg": json.dumps(_timm_config(model))}
+        save_file(state, partial, metadata)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise ResourceError(
+            f"The weights must be written to a folder with room and rights. Received: path="
+            f"{str(path)!r}, error={' '.join(str(error).split())[:200]!r}. Give another path."
+        ) from error
+
+
+def _timm_config(model: keras.Model) -> dict[str, Any]:
+    """Return what timm wants to know about weights."""
+    config: dict[str, Any] = {"architecture": model.name}
+    if any(layer.name == "head" for layer in model.layers):
+        config["num_classes"] = int(model.output_shape[-1])
+    said: Preprocessing | None = getattr(model, "preprocessing", None)
+    if said is not None:
+        config |= {
+            "input_size": [_channels(model), said.image_size, said.image_size],
+            "interpolation": said.interpolation,
+            "crop_pct": said.crop_pct,
+            "mean": list(said.mean),
+            "std": list(said.std),
+        }
+    return config
+
+
+def _open(
+    source: str | Path | Mapping[str, np.ndarray],
+) -> tuple[str, dict[str, np.ndarray], Scheme]:
+    """Return what to call the source, its finite arrays and how they are named."""
+    if isinstance(source, Mapping):
+        name, arrays = "arrays", dict(source)
+        scheme = None
+    elif Path(source).is_dir():
+        name = str(source)
+        arrays, scheme = read_preset(Path(source))
+    else:
+        name, arrays = str(source), read_checkpoint(source)
+        scheme = None
+    for key, array in arrays.items():
+        _check_finite(key, array, name)
+    return name, arrays, scheme or scheme_of(arrays, name)
 
 
 class _Assignment(NamedTuple):
@@ -198,168 +246,9 @@ class _Assignment(NamedTuple):
     value: np.ndarray
 
 
-class _Source(NamedTuple):
-    """One variable of ours: the arrays it is made of, and how."""
-
-    keys: tuple[str, ...]
-    transform: Callable[..., np.ndarray] = np.asarray
-
-    def compute(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
-        """Return the variable in float64, or None where the arrays do not go together."""
-        values = [arrays[key].astype(np.float64) for key in self.keys]
-        if any(value.shape != values[0].shape for value in values):
-            return None
-        return self.transform(*values)
-
-
-# Maps (our layer's name, its epsilon, all names of the checkpoint) to the layer's variables.
-_Scheme = Callable[[str, float, Collection[str]], Mapping[str, _Source]]
-
-
-def _torch(layer: str, epsilon: float, keys: Collection[str]) -> dict[str, _Source]:
-    """Map torchvision, timm and akamaster."""
-    if layer == "head":
-        return _torch_head(keys)
-    names = _torch_names(layer)
-    if names is None:
-        return {}
-    conv, norm = names
-    return {
-        "kernel": _Source((f"{conv}.weight",), _hwio),
-        "gamma": _Source((f"{norm}.weight",)),
-        "beta": _Source((f"{norm}.bias",)),
-        "moving_mean": _Source((f"{norm}.running_mean",)),
-        "moving_variance": _Source((f"{norm}.running_var",)),
-    }
-
-
-def _torch_folded(layer: str, epsilon: float, keys: Collection[str]) -> dict[str, _Source]:
-    """Map torchvision's names without batch norm: a weight and a bias for each convolution.
-
-    gamma / sqrt(moving_variance + epsilon) is 1, so the norm only adds the bias.
-    """
-    if layer == "head":
-        return _torch_head(keys)
-    names = _torch_names(layer)
-    if names is None:
-        return {}
-    bias = (f"{names[0]}.bias",)
-    return {
-        "kernel": _Source((f"{names[0]}.weight",), _hwio),
-        "gamma": _Source(bias, np.ones_like),
-        "beta": _Source(bias),
-        "moving_mean": _Source(bias, np.zeros_like),
-        "moving_variance": _Source(bias, lambda b: np.full_like(b, 1.0 - epsilon)),
-    }
-
-
-def _keras_applications(layer: str, epsilon: float, keys: Collection[str]) -> dict[str, _Source]:
-    """Map keras.applications: biased convolutions, epsilon 1.001e-5, stem kernel for BGR."""
-    if layer == "head":
-        return {v: _Source((f"predictions/{v}",)) for v in ("kernel", "bias")}
-    block = _BLOCK.fullmatch(layer)
-    if layer == "stem_conv":
-        prefix = "conv1"
-    elif block:
-        stage, number, index = block.groups()
-        prefix = f"conv{int(stage) + 1}_block{number}_{index or 0}"
-    else:
-        return {}
-    conv, norm = f"{prefix}_conv", f"{prefix}_bn"
-    return {
-        "kernel": _Source(
-            (f"{conv}/kernel",), _flip_inputs if layer == "stem_conv" else np.asarray
-        ),
-        "gamma": _Source(
-            (f"{norm}/gamma", f"{norm}/moving_variance"),
-            lambda gamma, variance: gamma * np.sqrt((variance + epsilon) / (variance + 1.001e-5)),
-        ),
-        "beta": _Source((f"{norm}/beta",)),
-        "moving_mean": _Source((f"{norm}/moving_mean", f"{conv}/bias"), np.subtract),
-        "moving_variance": _Source((f"{norm}/moving_variance",)),
-    }
-
-
-def _kresnet(layer: str, epsilon: float, keys: Collection[str]) -> dict[str, _Source]:
-    """Map our own names."""
-    variables = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
-    return {v: _Source((f"{layer}/{v}",)) for v in variables}
-
-
-_SCHEMES: dict[str, _Scheme] = {
-    "torch": _torch,
-    "torch-folded": _torch_folded,
-    "keras.applications": _keras_applications,
-    "kresnet": _kresnet,
-}
-
-_BLOCK = re.compile(r"stage(\d+)_block(\d+)_(?:conv(\d+)|shortcut)")
-
-
-def _scheme(keys: Collection[str], source: str) -> str:
-    """Tell the naming scheme from the names."""
-    if any(key.startswith("stem_conv/") for key in keys):
-        return "kresnet"
-    if any(key.startswith("conv1_conv/") for key in keys):
-        return "keras.applications"
-    if "conv1.weight" in keys:
-        return "torch" if any(key.startswith("bn1.") for key in keys) else "torch-folded"
-    examples = ", ".join(repr(key) for key in sorted(keys)[:5]) or "none"
-    raise WeightsError(
-        "The checkpoint must name its arrays as torchvision ('conv1.weight'), keras.applications "
-        "('conv1_conv/kernel') or kresnet ('stem_conv/kernel'). "
-        f"Received: source={source!r}, with {len(keys)} names: {examples}. "
-        "Rename its arrays and pass them as a mapping."
-    )
-
-
-def _torch_names(layer: str) -> tuple[str, str] | None:
-    """Return torchvision's names of our ConvNorm: its convolution and its norm."""
-    if layer == "stem_conv":
-        return "conv1", "bn1"
-    block = _BLOCK.fullmatch(layer)
-    if block is None:
-        return None
-    stage, number, index = block.groups()
-    prefix = f"layer{stage}.{int(number) - 1}"
-    if index is None:
-        return f"{prefix}.downsample.0", f"{prefix}.downsample.1"
-    return f"{prefix}.conv{index}", f"{prefix}.bn{index}"
-
-
-def _torch_head(keys: Collection[str]) -> dict[str, _Source]:
-    name = "linear" if "linear.weight" in keys else "fc"
-    return {
-        "kernel": _Source((f"{name}.weight",), np.transpose),
-        "bias": _Source((f"{name}.bias",)),
-    }
-
-
-def _hwio(kernel: np.ndarray) -> np.ndarray:
-    """Reorder (out, in, h, w) to (h, w, in, out)."""
-    return kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel
-
-
-def _flip_inputs(kernel: np.ndarray) -> np.ndarray:
-    """Let a kernel (h, w, in, out) for BGR images take RGB."""
-    return np.flip(kernel, -2)
-
-
-def _adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """Make a kernel (h, w, 3, out) take another number of channels, at the same output scale."""
-    if kernel.ndim != 4 or kernel.shape[2] != 3 or channels == 3:
-        return kernel
-    adapted: np.ndarray
-    if channels == 1:
-        adapted = kernel.sum(axis=2, keepdims=True)
-    else:
-        adapted = kernel[:, :, np.arange(channels) % 3] * (3 / channels)
-    return adapted
-
-
 def _pairs(
-    layers: Iterable[keras.Layer], sources: Callable[[str], Mapping[str, _Source]]
-) -> Iterator[tuple[str, Any, _Source | None]]:
+    layers: Iterable[keras.Layer], sources: Callable[[str], Mapping[str, Source]]
+) -> Iterator[tuple[str, Any, Source | None]]:
     """Yield every variable with its path and where it comes from."""
     for layer in layers:
         origins = sources(layer.name)
@@ -368,24 +257,30 @@ def _pairs(
 
 
 def _fitted(
-    path: str, origin: _Source, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]
+    path: str, variable: Any, origin: Source, arrays: Arrays, adaptation: Adaptation
 ) -> np.ndarray | None:
     """Return a variable's value in float32, or None where it cannot have that shape."""
     value = origin.compute(arrays)
-    if value is not None and path == "stem_conv/kernel":
-        value = _adapt_channels(value, shape[2])
-    if value is None or value.shape != shape:
+    if value is not None and path in ("stem_conv/kernel", "stem_conv1/kernel"):
+        value = adaptation.stem(value)
+    if value is not None and path.startswith("head/"):
+        value = adaptation.head(value, variable)
+    if value is None or value.shape != tuple(variable.shape):
         return None
     with np.errstate(over="ignore"):  # an overflow is reported by name
         return value.astype(np.float32)
 
 
-def _head_fits(
-    head: keras.Layer, sources: Mapping[str, _Source], arrays: Mapping[str, np.ndarray]
-) -> bool:
-    """Return whether the checkpoint has a head of the model's number of classes."""
-    bias = sources["bias"].keys[0]
-    return bias in arrays and arrays[bias].shape == tuple(head.bias.shape)
+def _channels(model: keras.Model) -> int:
+    """Return the channels of the model's images."""
+    return int(model.input_shape[-1])
+
+
+def _classes(head: Mapping[str, Source], arrays: Arrays) -> int | None:
+    """Return the classes of the checkpoint's head, or None where it has none."""
+    bias = head.get("bias")
+    array = arrays.get(bias.keys[0]) if bias else None
+    return None if array is None or array.ndim != 1 else len(array)
 
 
 def _check_finite(key: str, array: np.ndarray, source: str) -> None:
@@ -402,29 +297,6 @@ def _check_finite(key: str, array: np.ndarray, source: str) -> None:
             f"Received: source={source!r}, {key} with NaN, infinity or a value out of range. "
             "Train or export the checkpoint again; this one is broken."
         )
-
-
-def _check_stride(layers: Mapping[str, keras.Layer], source: str) -> None:
-    """Refuse the v1.5 layout, whose shapes are the same but whose outputs are not."""
-    conv = layers.get("stage2_block1_conv1")
-    if conv is not None and "stage2_block1_conv3" in layers and conv.strides == 1:
-        raise WeightsError(
-            "Weights of keras.applications need a v1 variant, with the stride in the first 1x1 "
-            f"convolution. Received: source={source!r}, a model with the stride in the 3x3. "
-            "Build the variant with '_v1' at the end of its name, as 'resnet50_v1'."
-        )
-
-
-def _is_cifar(model: keras.Model) -> bool:
-    return any(layer.name == "stem_conv" and layer.kernel_size == 3 for layer in model.layers)
-
-
-def _preprocessing(model: keras.Model, scheme: str) -> Preprocessing:
-    """Return what weights of this scheme were trained with; of our own, what the model says."""
-    if scheme == "keras.applications":
-        return CAFFE
-    usual = CIFAR10 if _is_cifar(model) else IMAGENET
-    return getattr(model, "preprocessing", usual) if scheme == "kresnet" else usual
 
 
 def _misfit(report: LoadReport) -> str:

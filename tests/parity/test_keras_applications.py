@@ -20,7 +20,13 @@ def application(depth, size):
     return build_it(weights=None, input_shape=(size, size + 3, 3), classifier_activation=None)
 
 
-@pytest.fixture(scope="module", params=PARAMETERS)
+SLOW = pytest.mark.slow  # the same blocks, more of them
+
+
+@pytest.fixture(
+    scope="module",
+    params=["50", pytest.param("101", marks=SLOW), pytest.param("152", marks=SLOW)],
+)
 def oracle(request, tmp_path_factory):
     """A randomised ResNet of keras.applications, its .h5 file, and ours of the same depth."""
     depth = request.param

@@ -17,7 +17,7 @@ from conftest import SHARED
 from safetensors.numpy import save_file
 
 from kresnet.errors import WeightsError
-from kresnet.zoo.checkpoint import read_checkpoint
+from kresnet.zoo.checkpoint import read_checkpoint, read_positions
 
 # TensorFlow 2.21's arrays do not know NumPy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -330,6 +330,91 @@ def test_npz_never_unpickles(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+def write_npz(path, header, data=b"", dtype="<f4"):
+    """An npz whose one array says of itself whatever it likes."""
+    text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {header}, }}"
+    text = text.ljust(117) + "\n"
+    npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + data
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", npy)
+    return path
+
+
+def test_hand_written_npz_is_read(tmp_path):
+    found = read_checkpoint(write_npz(tmp_path / "w.npz", "(2, 3)", SIX))
+    np.testing.assert_array_equal(found["a"], [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ("(10**12, 3)", "<f4", "ValueError"),
+        ("(1000000000000, 3)", "<f4", "claims more numbers than it has"),
+        ("(2, 4)", "<f4", "claims more numbers than it has"),
+        ("(-2, 3)", "<f4", "claims more numbers than it has"),
+        ("(6,)", "<f8", "claims more numbers than it has"),
+        ("(2,)", "|O", "allow_pickle=False"),
+        ("'ab'", "<f4", "ValueError"),
+    ],
+)
+def test_a_lying_npz_is_refused_before_it_is_allocated(tmp_path, shape, dtype, reason):
+    with pytest.raises(WeightsError, match=f"must be whole.*{reason}"):
+        read_checkpoint(write_npz(tmp_path / "w.npz", shape, SIX, dtype))
+
+
+def test_an_npz_of_something_else_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("../../readme.txt", "no array")
+    with pytest.raises(WeightsError, match=r"must be whole.*magic string"):
+        read_checkpoint(tmp_path / "w.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.npz"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 24]}}',
+        b'{"a": {"dtype": "F32", "shape": [6], "data_offsets": [0, 4000000000000]}}',
+        b'{"a": {"dtype": "F32", "shape": [6], "data_offsets": [24, 0]}}',
+        b'{"a": {"dtype": "X", "shape": [6], "data_offsets": [0, 24]}}',
+        b'{"a": ' * 5000,
+    ],
+)
+def test_a_lying_safetensors_file_is_refused(tmp_path, header):
+    (tmp_path / "w").write_bytes(struct.pack("<Q", len(header)) + header + SIX)
+    with pytest.raises(WeightsError, match=r"must be whole.*SafetensorError"):
+        read_checkpoint(tmp_path / "w")
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "torch", "legacy"])
+def test_damage_is_reported_or_harmless(tmp_path, kind, seed):
+    """Cut and changed files: an error of ours, or arrays; nothing else."""
+    arrays = {f"layer{i}/kernel": np.arange(40.0, dtype="f4") + i for i in range(3)}
+    path = tmp_path / "w"
+    if kind == "npz":
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+    elif kind == "safetensors":
+        save_file(arrays, path)
+    else:
+        torch = pytest.importorskip("torch")
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "torch")
+    rng = np.random.default_rng(seed)
+    data = bytearray(path.read_bytes())
+    for _ in range(60):
+        broken = data[: rng.integers(len(data))] if rng.random() < 0.3 else data.copy()
+        for place in rng.integers(len(broken), size=rng.integers(4)) if broken else ():
+            broken[place] = rng.integers(256)
+        path.write_bytes(broken)
+        try:
+            found = read_checkpoint(path)
+        except WeightsError:
+            continue
+        assert sum(array.nbytes for array in found.values()) <= len(data)
+
+
 def test_npz_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("kresnet.zoo.checkpoint._ALWAYS_ALLOWED_BYTES", 1000)
     np.savez_compressed(tmp_path / "w.npz", a=np.zeros(1_000_000))
@@ -368,8 +453,14 @@ def test_h5_of_a_nested_model_names_its_inner_layers(tmp_path):
     assert sorted(found) == ["conv1_conv/kernel", "conv2_conv/kernel"]
 
 
+def test_h5_of_inner_layers_of_one_name_has_whole_paths(tmp_path):
+    names = ("unit01/a/norm/gamma:0", "unit01/b/norm/gamma:0")
+    found = read_checkpoint(write_h5(tmp_path / "w", names=names, layer="block1"))
+    assert sorted(found) == ["block1/unit01/a/norm/gamma", "block1/unit01/b/norm/gamma"]
+
+
 def test_h5_with_two_arrays_of_one_name_is_refused(tmp_path):
-    names = ("x/c/kernel:0", "y/c/kernel:0")
+    names = ("c/kernel", "c/kernel:0")
     with pytest.raises(WeightsError, match="two arrays of the name 'c/kernel'"):
         read_checkpoint(write_h5(tmp_path / "w", names=names))
 
@@ -405,6 +496,10 @@ def virtual_dataset(file, tmp_path):
         (lambda f, d: f.create_group("c/c/kernel:0"), "no array of numbers"),
         (lambda f, d: f.__setitem__("c/c/kernel:0", "text"), "no array of numbers"),
         (
+            lambda f, d: f.create_dataset("c/c/kernel:0", (8,), "f4", chunks=(8,), scaleoffset=2),
+            "compressed in an unusual way",
+        ),
+        (
             lambda f, d: f.create_dataset("c/c/kernel:0", (10**9, 10**9), "f4", chunks=(1, 1)),
             "far more than it can hold",
         ),
@@ -430,11 +525,55 @@ def test_h5_without_names_is_refused(tmp_path):
         read_checkpoint(tmp_path / "w")
 
 
-def test_truncated_h5_is_refused(tmp_path):
-    path = write_h5(tmp_path / "w")
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match="must be whole"):
-        read_checkpoint(path)
+@pytest.mark.parametrize("part", [0.05, 0.3, 0.6, 0.9, 0.99])
+def test_truncated_h5_is_refused(tmp_path, part):
+    for path, read in (
+        (write_h5(tmp_path / "w"), read_checkpoint),
+        (write_positions(tmp_path / "p"), read_positions),
+    ):
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
+        with pytest.raises(WeightsError, match="must be whole"):
+            read(path)
+
+
+def write_positions(path, layer="conv2d_3", name="c"):
+    with h5py.File(path, "w") as file:
+        variables = file.create_group(f"layers/{layer}/vars")
+        if name:
+            variables.attrs["name"] = name
+        for number in range(2):
+            variables[str(number)] = np.full((2, number + 1), number, "float32")
+        file.create_group("layers/relu/vars").attrs["name"] = "relu"
+        file.create_group("layers/nested/layers")
+    return path
+
+
+@pytest.mark.parametrize("name", ["c", None])
+def test_positions(tmp_path, name):
+    found = read_positions(write_positions(tmp_path / "w", name=name))
+    assert list(found) == ["conv2d_3"]
+    assert found["conv2d_3"].name == name
+    assert [array.shape for array in found["conv2d_3"].arrays] == [(2, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "reason"),
+    [
+        ("layers/conv2d_3/vars/1", h5py.ExternalLink("other.h5", "/a"), "is a link"),
+        ("layers/conv2d_3/vars", h5py.SoftLink("/layers/relu/vars"), "is a link"),
+        ("layers/conv2d_3", h5py.ExternalLink("other.h5", "/a"), "is a link"),
+        ("layers", h5py.ExternalLink("other.h5", "/a"), "is a link"),
+        ("layers/conv2d_3/vars/1", "text", "no array of numbers"),
+        ("layers/conv2d_3/vars/1", None, "'1' is missing"),
+    ],
+)
+def test_hostile_positions_are_refused(tmp_path, place, value, reason):
+    path = write_positions(tmp_path / "w")
+    with h5py.File(path, "a") as file:
+        del file[place]
+        file[place if value is not None else f"{place}0"] = 0 if value is None else value
+    with pytest.raises(WeightsError, match=f"must be whole.*{reason}"):
+        read_positions(path)
 
 
 @pytest.mark.parametrize("name", ["w.weights.h5", "w.keras"])

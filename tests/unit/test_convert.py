@@ -1,5 +1,6 @@
 """Foreign weights into kresnet models: same outputs as the network they come from."""
 
+import json
 import re
 
 import keras
@@ -8,10 +9,10 @@ import pytest
 from conftest import SHARED, relative_error
 from safetensors.numpy import save_file
 
-from kresnet.errors import WeightsError
+from kresnet.errors import ConfigError, ResourceError, WeightsError
+from kresnet.zoo import build
 from kresnet.zoo.cards import CAFFE, CIFAR10, IMAGENET
-from kresnet.zoo.convert import LoadReport, load_weights, to_torch
-from kresnet.zoo.resnet import build
+from kresnet.zoo.convert import LoadReport, load_weights, save_torch, to_torch
 
 # TensorFlow 2.21's arrays do not know NumPy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -408,5 +409,172 @@ def test_real_imagenet_weights():
 @needs_data
 def test_a_real_h5_of_another_network_is_refused(cifar):
     (path,) = DATA.glob("resnet8_cifar10_keras_h5/*.h5")
-    with pytest.raises(WeightsError, match="must name its arrays as torchvision"):
+    with pytest.raises(WeightsError, match=r"MLPerf Tiny names.*\nmissing \(60\).*\nunused \(4\)"):
         load_weights(cifar, path)
+
+
+def test_kept_classes_have_their_rows(cifar, state):
+    model = build("resnet20_cifar", num_classes=4)
+    before = values(model)
+    report = load_weights(model, state, keep_classes=[7, None, 0, 7])
+    assert (report.head, report.mismatched) == ("loaded", ())
+    after = values(model)
+    for ours, theirs in ((0, 7), (2, 0), (3, 7)):
+        np.testing.assert_array_equal(after["head/kernel"][:, ours], state["linear.weight"][theirs])
+        assert after["head/bias"][ours] == state["linear.bias"][theirs]
+    np.testing.assert_array_equal(after["head/kernel"][:, 1], before["head/kernel"][:, 1])
+    assert after["head/bias"][1] == before["head/bias"][1]
+
+
+def test_kept_classes_give_their_logits(cifar, state):
+    model = build("resnet20_cifar", num_classes=3)
+    load_weights(model, state, keep_classes=[9, 2, 5])
+    load_weights(cifar, state)
+    x = images(32)
+    expected = cifar.predict(x, verbose=0)[:, [9, 2, 5]]
+    assert relative_error(model.predict(x, verbose=0), expected) < 1e-5
+
+
+def test_kept_classes_with_new_head(state):
+    model = build("resnet20_cifar", num_classes=2)
+    before = values(model)["head/kernel"]
+    assert load_weights(model, state, keep_classes=[None, None], new_head=True).head == "new"
+    np.testing.assert_array_equal(values(model)["head/kernel"], before)
+    assert load_weights(model, state, keep_classes=[4, None], new_head=True).head == "loaded"
+    report = load_weights(model, without_head(state), keep_classes=[4, None], new_head=True)
+    assert report.head == "new"
+
+
+@pytest.mark.parametrize(
+    ("kept", "text"),
+    [
+        ([1, 2], r"one entry for each output of the model's head\. Received: 2 entries, for 3"),
+        ([0, 10, 1], r"classes of the checkpoint, 0 to 9, or None\. Received: 10\."),
+        ([-1, None, 1], r"classes of the checkpoint, 0 to 9, or None\. Received: -1\."),
+    ],
+)
+def test_kept_classes_must_exist(state, kept, text):
+    model = build("resnet20_cifar", num_classes=3)
+    before = values(model)
+    with pytest.raises(ConfigError, match=text):
+        load_weights(model, state, keep_classes=kept)
+    np.testing.assert_equal(values(model), before)
+
+
+def test_kept_classes_need_a_head(state):
+    with pytest.raises(ConfigError, match="Received: 1 entries, for 0 outputs"):
+        load_weights(build("resnet20_cifar", num_classes=None), state, keep_classes=[1])
+
+
+@pytest.mark.parametrize(
+    ("bands", "expected"),
+    [
+        ([2, 1, 0], lambda r, g, b: (b, g, r)),
+        ([0, 1, 2, None], lambda r, g, b: (r, g, b, (r + g + b) / 3)),
+        ([0, 0, 1, 2, 0], lambda r, g, b: (r / 3, r / 3, g, b, r / 3)),
+        ([None, None], lambda r, g, b: ((r + g + b) / 6,) * 2),
+        ([1], lambda r, g, b: (g,)),
+    ],
+)
+def test_bands_get_the_kernels_of_their_channels(state, bands, expected):
+    model = build("resnet20_cifar", in_channels=len(bands))
+    load_weights(model, state, bands=bands)
+    source = state["conv1.weight"].transpose(2, 3, 1, 0).astype("f8")
+    np.testing.assert_allclose(
+        model.get_layer("stem_conv").kernel.numpy(),
+        np.stack(expected(*(source[:, :, i] for i in range(3))), axis=2),
+        rtol=1e-6,
+        atol=1e-7,
+    )
+
+
+def test_copies_of_a_band_give_what_the_one_gives(cifar, state):
+    model = build("resnet20_cifar", in_channels=5)
+    load_weights(model, state, bands=[1, 0, 2, 0, 1])
+    load_weights(cifar, state)
+    x = images(32)
+    expected = cifar.predict(x, verbose=0)
+    assert relative_error(model.predict(x[..., [1, 0, 2, 0, 1]], verbose=0), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("channels", "bands", "mean"),
+    [
+        (3, None, (0.485, 0.456, 0.406)),
+        (1, None, (0.449,)),
+        (4, None, (0.485, 0.456, 0.406, 0.485)),
+        (4, [2, 1, 0, None], (0.406, 0.456, 0.485, 0.449)),
+        (1, [0], (0.485,)),
+    ],
+)
+def test_preprocessing_has_a_mean_for_each_band(state, channels, bands, mean):
+    model = build("resnet20_cifar", in_channels=channels)
+    said = load_weights(model, state, bands=bands).preprocessing
+    assert said.mean == pytest.approx(mean)
+    assert len(said.std) == channels
+    assert said.image_size == CIFAR10.image_size
+
+
+@pytest.mark.parametrize(
+    ("bands", "text"),
+    [
+        ([0, 1], r"one entry for each channel of the images\. Received: bands=\[0, 1\], for 3"),
+        ([0, 1, 3], r"channels of the checkpoint, 0 to 2, or None\. Received: bands=\[0, 1, 3\]"),
+        ([0, 1, -1], r"channels of the checkpoint, 0 to 2, or None"),
+    ],
+)
+def test_bands_must_exist(cifar, state, bands, text):
+    before = values(cifar)
+    with pytest.raises(ConfigError, match=text):
+        load_weights(cifar, state, bands=bands)
+    np.testing.assert_equal(values(cifar), before)
+
+
+def test_a_deep_stem_has_bands_too():
+    state = torch_state(build("resnet10t"))
+    model = build("resnet10t", in_channels=2)
+    load_weights(model, state, bands=[2, 0])
+    np.testing.assert_array_equal(
+        model.get_layer("stem_conv1").kernel.numpy(),
+        state["conv1.0.weight"].transpose(2, 3, 1, 0)[:, :, [2, 0]],
+    )
+
+
+def test_given_preprocessing_is_kept(cifar, state):
+    assert load_weights(cifar, state, preprocessing=CAFFE).preprocessing is CAFFE
+
+
+def test_arrays_of_other_dimensions_are_mismatched(cifar):
+    arrays = {"conv1_conv/kernel": np.float32(2), "conv1_bn/beta": np.ones(16)}
+    report = load_weights(cifar, arrays, strict=False)
+    assert report.mismatched == ("stem_conv/kernel (3, 3, 3, 16) from conv1_conv/kernel ()",)
+
+
+def test_saved_torch_weights_load_back(cifar, state, tmp_path):
+    from safetensors import safe_open
+
+    load_weights(cifar, state)
+    cifar.preprocessing = CAFFE
+    path = tmp_path / "w.safetensors"
+    for _ in range(2):  # the second replaces the first
+        save_torch(cifar, path)
+    del cifar.preprocessing
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+        assert set(file.keys()) == set(state)
+    config = json.loads(metadata["pretrained_cfg"])
+    assert metadata["format"] == "pt"
+    assert (config["architecture"], config["num_classes"]) == ("resnet20_cifar", 10)
+    assert (config["input_size"], config["crop_pct"]) == ([3, 224, 224], 0.875)
+    assert config["std"] == [1 / 255] * 3
+    fresh = build("resnet20_cifar")
+    report = load_weights(fresh, path)
+    assert (report.scheme, report.unused, report.missing) == ("torch", (), ())
+    np.testing.assert_equal(values(fresh), values(cifar))
+
+
+def test_saving_torch_weights_needs_a_folder(cifar, tmp_path):
+    with pytest.raises(ResourceError, match=r"folder with room and rights\. Received: path="):
+        save_torch(cifar, tmp_path / "absent" / "w.safetensors")
+    assert list(tmp_path.iterdir()) == []
