@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,6 +38,13 @@ app = typer.Typer(
 )
 
 
+zoo = typer.Typer(
+    no_args_is_help=True,
+    help="The models: list them, look one up, fetch weights.",
+)
+app.add_typer(zoo, name="zoo")
+
+
 class Precision(StrEnum):
     """Choices of --precision."""
 
@@ -44,6 +52,15 @@ class Precision(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Order(StrEnum):
+    """Choices of --sort."""
+
+    name = "name"
+    params = "params"
+    macs = "macs"
+    top1 = "top1"
 
 
 Json = Annotated[
@@ -56,11 +73,14 @@ Exports = Annotated[Path, typer.Option(help="Folder of the exports.")]
 @app.command()
 def train(
     data: Annotated[Path, typer.Argument(help="Folder with a folder of images for each class.")],
-    variant: Annotated[str, typer.Option(help="A name that `kresnet variants` lists.")] = (
+    variant: Annotated[str, typer.Option(help="A name that `kresnet zoo list` prints.")] = (
         "resnet50"
     ),
     weights: Annotated[
-        str, typer.Option(help="imagenet, cifar10, the path of a checkpoint, or none.")
+        str,
+        typer.Option(
+            help="imagenet, cifar10, a tag as a1_in1k, the path of a checkpoint, or none."
+        ),
     ] = "imagenet",
     epochs: Annotated[
         int | None, typer.Option(help="Fine-tuning epochs; 0 keeps the linear probe.")
@@ -204,22 +224,93 @@ def evaluate(
         typer.echo(f"{result}\n\n{result.table()}")
 
 
-@app.command()
-def variants(as_json: Json = False) -> None:
-    """List the ResNets that kresnet builds."""
-    from kresnet.zoo.variants import VARIANTS
+@app.command(name="variants", hidden=True, help="The same as `kresnet zoo list`.")
+@zoo.command(name="list")
+def list_zoo(
+    pattern: Annotated[str, typer.Argument(help="Part of the name, as resnext or a1_in1k.")] = "",
+    params: Annotated[
+        str | None, typer.Option(help="Parameters, as '<30e6' or '<=30M'; mind the quotes.")
+    ] = None,
+    macs: Annotated[
+        str | None, typer.Option(help="Multiply-accumulate operations, as '<5G'.")
+    ] = None,
+    top1: Annotated[
+        str | None, typer.Option(help="Published top-1 accuracy in percent, as '>80'.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="Licence of the weights, as apache-2.0.")
+    ] = None,
+    sort: Annotated[Order, typer.Option(help="What to sort by.")] = Order.name,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of kresnet/zoo/README.md.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the ResNets that kresnet builds, with their published weights."""
+    from kresnet.zoo.catalog import as_markdown, as_table, list_models
 
+    if markdown:
+        typer.echo(as_markdown())
+        return
+    entries = list_models(
+        pattern, params=params, macs=macs, top1=top1, license=licence, sort=sort.value
+    )
+    if as_json:
+        _print_json([asdict(entry) for entry in entries])
+    elif entries:
+        typer.echo(as_table(entries))
+    else:
+        typer.echo("kresnet: no model is like that.", err=True)
+
+
+@zoo.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A variant, or variant.tag, as resnet50.a1_in1k.")],
+    as_json: Json = False,
+) -> None:
+    """Show a model: parameters, operations, features, and the card of its weights."""
+    from kresnet.zoo.catalog import as_text, describe
+
+    if as_json:
+        _print_json(describe(name))
+    else:
+        typer.echo(as_text(name))
+
+
+@zoo.command()
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="variant.tag, as resnet50.a1_in1k.")],
+    allow_noncommercial: Annotated[
+        bool, typer.Option("--allow-noncommercial", help="Accept licences that forbid commerce.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Download weights, verify them and print where they are."""
+    from kresnet.console import Console
+    from kresnet.zoo.catalog import published
+    from kresnet.zoo.download import fetch_weights
+
+    cards = [published(name) for name in names]  # a wrong name is told before anything is fetched
+    paths = []
+    with Console() as console:
+        for card in cards:
+
+            def progress(received: int, total: int | None, name: str = card.name) -> None:
+                end = f" / {total / 1e6:.0f}" if total else ""
+                console.status(f"{name}: {received / 1e6:.0f}{end} MB")
+
+            consent = allow_noncommercial or None  # without the option, the environment decides
+            paths.append(fetch_weights(card, progress, allow_noncommercial=consent))
     if as_json:
         _print_json(
             [
-                {"name": name, "block": c.block, "depths": c.depths, "image_size": c.image_size}
-                for name, c in VARIANTS.items()
+                {"name": card.name, "path": str(path)}
+                for card, path in zip(cards, paths, strict=True)
             ]
         )
-        return
-    for name, config in VARIANTS.items():
-        depths = "-".join(map(str, config.depths))
-        typer.echo(f"{name:<16} {config.block:<11} {depths:<10} {config.image_size} px")
+    else:
+        for path in paths:
+            typer.echo(path)
 
 
 def main() -> None:
