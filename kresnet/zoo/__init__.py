@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kresnet.zoo.conv import Norm as Norm
     from kresnet.zoo.convert import LoadReport as LoadReport
     from kresnet.zoo.convert import load_weights as load_weights
+    from kresnet.zoo.convert import save_torch as save_torch
     from kresnet.zoo.convert import to_torch as to_torch
     from kresnet.zoo.model import build as build
     from kresnet.zoo.norms import freeze_norms as freeze_norms
@@ -47,6 +48,7 @@ _HOME = {
     "freeze_norms": "norms",
     "load_weights": "convert",
     "measure": "size",
+    "save_torch": "convert",
     "to_keras": "rewrite",
     "to_torch": "convert",
     "unfreeze_norms": "norms",

@@ -47,11 +47,20 @@ def test_finetune_folder_takes_a_checkpoint(striped, tmp_path):
     assert info["result"]["probe"] is not None
 
 
+@pytest.mark.slow
+def test_plain_vs_residual_prints_a_row_for_each_network(tmp_path):
+    done = run("plain_vs_residual.py", 1, 1, 300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines()[2:]]
+    assert rows == ["plain20_cifar", "plain56_cifar", "resnet20_cifar", "resnet56_cifar"]
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in RECIPES.glob("*.py")))
-def test_without_a_folder_they_say_how_to_call_them(script, tmp_path):
-    done = run(script, cwd=tmp_path)
+def test_called_wrongly_they_say_how_to_call_them(script, tmp_path):
+    wrong = ("many",) if script == "plain_vs_residual.py" else ()
+    done = run(script, *wrong, cwd=tmp_path)
     assert done.returncode == 1
-    assert f"python recipes/{script} FOLDER" in done.stderr
+    assert f"python recipes/{script} " in done.stderr
 
 
 def test_mistakes_are_one_line(tmp_path):
