@@ -52,7 +52,7 @@ def build(
         keep_classes: For each output, the class of the weights it takes its row of the head from,
             or None for a new one. Replaces `num_classes`.
         input_shape: `(height, width)` or `(height, width, channels)` of the images; sides are at
-            least 32, or None for any size. None is any size in both directions.
+            least 32 (8 in networks for small images), or None for any size. None is any size in both directions.
         in_channels: Channels of the images; 3 if neither it nor `input_shape` says.
         bands: For each channel of the images, the channel of the weights that it takes its kernels
             from: 0 red, 1 green, 2 blue, None for the mean of the three. Without it, one channel
@@ -101,7 +101,7 @@ def build(
     card = card_for(name, str(weights)) if is_tag else None
     usual = card.num_classes if card else config.num_classes
     classes = _number_of_classes(num_classes, keep_classes, usual)
-    shape = _image_shape(input_shape, in_channels)
+    shape = _image_shape(input_shape, in_channels, 8 if config.stem == "conv3" else 32)
     _check(config, activation, output_stride)
     rates = {"drop_path_rate": drop_path_rate, "block_drop_rate": block_drop_rate}
     _check_rates(drop_rate=drop_rate, **rates)
@@ -207,13 +207,13 @@ def _policy(dtype: str | keras.DTypePolicy | None) -> keras.DTypePolicy:
 
 
 def _image_shape(
-    input_shape: tuple[int | None, ...] | None, in_channels: int | None
+    input_shape: tuple[int | None, ...] | None, in_channels: int | None, smallest: int
 ) -> tuple[int | None, int | None, int]:
     height, width, *channels = input_shape or (None, None)
-    if len(channels) > 1 or any(side is not None and side < 32 for side in (height, width)):
+    if len(channels) > 1 or any(n is not None and n < smallest for n in (height, width)):
         raise ConfigError(
             "`input_shape` must be (height, width) or (height, width, channels), with sides of at "
-            f"least 32 pixels or None. Received: input_shape={input_shape}. "
+            f"least {smallest} pixels or None. Received: input_shape={input_shape}. "
             "Enlarge smaller images first."
         )
     given = {n for n in (*channels, in_channels) if n is not None} or {3}

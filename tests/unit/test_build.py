@@ -254,6 +254,7 @@ def test_layer_names_are_stable():
             r"Unknown variant. Received: name='resnet5O'. Did you mean 're",
         ),
         (lambda: build("vgg16"), r"Received: name='vgg16'. Did you mean one of those `kresnet zoo"),
+        (lambda: build("resnet20_cifar", input_shape=(7, 64)), r"sides of at least 8.*\(7, 64"),
         (lambda: build("resnet18", input_shape=(31, 64)), r"sides of at least 32.*\(31, 64\)"),
         (lambda: build("resnet18", input_shape=(64, 64, 3, 1)), r"Received: input_shape=\(64"),
         (

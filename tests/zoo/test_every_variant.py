@@ -16,7 +16,17 @@ import pytest
 from conftest import randomize, relative_error
 from torch_oracle import has_timm, randomized, run, state_of, timm_model
 
-from kresnet.zoo import VARIANTS, build, features, fold, load_weights, measure, to_keras, with_dtype
+from kresnet.zoo import (
+    VARIANTS,
+    build,
+    features,
+    fold,
+    load_weights,
+    measure,
+    to_keras,
+    to_torch,
+    with_dtype,
+)
 
 # Parameters and multiplications at the variant's own size: counted by torch's FlopCounterMode on
 # timm's models, by summing the layers of keras.applications, and as the papers give them. None of
@@ -120,7 +130,12 @@ def test_outputs_are_those_of_torch(name):
     oracle = oracle_of(name, double=params < 2e8)
     model = build(name)
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == params
-    load_weights(model, state_of(oracle))
+    state = state_of(oracle)
+    load_weights(model, state)
+    back = to_torch(model)
+    assert back.keys() == state.keys()
+    for key, value in state.items():
+        np.testing.assert_array_equal(back[key], value, err_msg=key)
     compared = 0
     for height, width in ((64, 96), (75, 107)):
         if VARIANTS[name].image_size == 32:
