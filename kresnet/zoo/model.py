@@ -52,7 +52,8 @@ def build(
         keep_classes: For each output, the class of the weights it takes its row of the head from,
             or None for a new one. Replaces `num_classes`.
         input_shape: `(height, width)` or `(height, width, channels)` of the images; sides are at
-            least 32 (8 in networks for small images), or None for any size. None is any size in both directions.
+            least 32 (8 in networks for small images), or None for any size. None is any size in
+            both directions.
         in_channels: Channels of the images; 3 if neither it nor `input_shape` says.
         bands: For each channel of the images, the channel of the weights that it takes its kernels
             from: 0 red, 1 green, 2 blue, None for the mean of the three. Without it, one channel
