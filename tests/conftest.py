@@ -15,6 +15,15 @@ import pytest
 from PIL import Image
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+TOGETHER = ("e2e", "parity", "property")
+
+
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a file that shares a trained model on one process."""
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent)
+        if path.parts[0] in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(path.stem))
 
 
 @pytest.fixture(scope="session")
