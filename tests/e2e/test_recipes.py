@@ -23,6 +23,7 @@ def run(script, *arguments, cwd):
     )
 
 
+@pytest.mark.slow
 def test_cifar10_resnet20_trains_from_scratch(striped, tmp_path):
     done = run("cifar10_resnet20.py", striped, 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
