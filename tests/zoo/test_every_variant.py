@@ -54,6 +54,14 @@ TYPICAL = (
 LOOSER = {name: 1e-4 for name in VARIANTS if name.endswith("_bit")}
 
 
+@pytest.fixture(autouse=True)
+def forget():
+    """Free each test's models: hundreds of them, some of gigabytes, pass through a process."""
+    yield
+    keras.utils.clear_session()
+    gc.collect()
+
+
 def marked(names):
     """All variants, those that are not typical for `-m slow`."""
     return [pytest.param(name, marks=() if name in TYPICAL else pytest.mark.slow) for name in names]
@@ -136,7 +144,6 @@ def memory_for(size):
         if size > free:
             pytest.skip(f"needs {size / 2**30:.0f} GiB of memory, {free / 2**30:.0f} are free")
         yield
-        gc.collect()
 
 
 @pytest.mark.parametrize("name", marked(n for n in VARIANTS if n not in ELSEWHERE))
