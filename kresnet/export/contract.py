@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kresnet.errors import ExportError
 from kresnet.zoo import Preprocessing
 
-CONTRACT_FILE = Path("assets.extra") / "kresnet.json"
+CONTRACT_FILE: Final = Path("assets.extra") / "kresnet.json"
+
+
+class FormatCheck(BaseModel):
+    """One file of an export, and how well it agreed with the Keras model.
+
+    Attributes:
+        bytes: Size of the file, or of the SavedModel's files together.
+        input: What is to be fed: "bytes or pixels" (any image), "pixels" (uint8 of any size, the
+            rest is inside) or "prepared pixels" (the centred square, already resized).
+        max_difference: Largest difference of a probability from the Keras model's, on `images`.
+        top1_agreement: Share of the images with the same best class.
+        images: How many real images were compared.
+        accuracy: Of this file, on the labelled ones among them; None where none is labelled.
+        reference_accuracy: Of the Keras model, on the same.
+        loaders: What it was loaded and run with, each in a process without kresnet.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    bytes: int
+    input: str = ""
+    max_difference: float
+    top1_agreement: float
+    images: int
+    accuracy: float | None = None
+    reference_accuracy: float | None = None
+    loaders: tuple[str, ...] = ()
 
 
 class Contract(BaseModel):
@@ -23,6 +50,13 @@ class Contract(BaseModel):
         classes: Labels, in the order of the scores.
         preprocessing: Done inside the export, from encoded bytes or uint8 pixels.
         versions: Of the packages that made it.
+        temperature: Scores are `softmax(logits / temperature)`.
+        threshold: An answer whose best score is below it abstains; None never does.
+        weights_sha256: SHA-256 of the run's weights file, hexadecimal; "" where unknown.
+        created: When it was made, ISO 8601 in UTC; "" where unknown.
+        copy_of: The version that this one publishes again; None for an export of its own.
+        formats: The files that were made and checked, by their name in the version's directory;
+            "saved_model" stands for the SavedModel itself.
         check: What was compared before it was published, and the largest difference.
     """
 
@@ -34,6 +68,12 @@ class Contract(BaseModel):
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     versions: dict[str, str]
+    temperature: float = 1.0
+    threshold: float | None = None
+    weights_sha256: str = ""
+    created: str = ""
+    copy_of: int | None = None
+    formats: dict[str, FormatCheck] = {}
     check: dict[str, Any] = {}
 
     def save(self, directory: Path) -> None:

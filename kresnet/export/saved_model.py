@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-from kresnet.data import pixels
 from kresnet.errors import ExportError, ResourceError
 from kresnet.export.contract import Contract
+from kresnet.export.servable import Servable
 from kresnet.export.verify import Check, verify
 from kresnet.zoo import fold, with_dtype
 
@@ -98,67 +97,25 @@ def _publish(partial: Path, home: Path) -> Path:
         version += 1  # another process has just published this one
 
 
-class _Servable(tf.Module):
-    """The graph and its variables, each once; `model.export` stores them twice (keras#23553)."""
-
-    def __init__(self, model: keras.Model, contract: Contract, labels: Path) -> None:
-        super().__init__()
-        self._model_variables = [variable.value for variable in model.variables]
-        self._labels_file = tf.saved_model.Asset(str(labels))
-        self._labels = tf.lookup.StaticHashTable(
-            tf.lookup.TextFileInitializer(
-                self._labels_file,
-                tf.int64,
-                tf.lookup.TextFileIndex.LINE_NUMBER,
-                tf.string,
-                tf.lookup.TextFileIndex.WHOLE_LINE,
-            ),
-            "",
-        )
-        self._call: Callable[[tf.Tensor], tf.Tensor] = partial(model, training=False)
-        self._contract = contract
-
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")])
-    def serve_images(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self._answer(pixels.prepare_pixels(images, self._contract.preprocessing))
-
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "image_bytes")])
-    def serve_bytes(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        size = self._contract.preprocessing.image_size
-        return self._answer(
-            tf.map_fn(
-                lambda contents: pixels.prepare(contents, self._contract.preprocessing),
-                image_bytes,
-                fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32),
-            )
-        )
-
-    def _answer(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        scores = tf.nn.softmax(self._call(images))
-        count = len(self._contract.classes)
-        names = self._labels.lookup(tf.range(count, dtype=tf.int64))
-        # The first dimension of every output is the batch, or a server cannot split a batch.
-        return {
-            "label": tf.gather(names, tf.argmax(scores, axis=1)),
-            "score": tf.reduce_max(scores, axis=1),
-            "labels": tf.tile(names[tf.newaxis], (tf.shape(scores)[0], 1)),
-            "scores": scores,
-        }
-
-
 def _write(model: keras.Model, contract: Contract, directory: Path) -> None:
     labels = directory / "labels.txt"
     labels.write_text("\n".join(contract.classes) + "\n", encoding="utf-8")
     folded = fold(model, dtype="float32", portable=False)
-    servable = _Servable(folded, contract, labels)
+    servable = Servable(folded, contract, labels)
     tf.saved_model.save(
         servable,
         str(directory),
         signatures={
             "serving_default": servable.serve_images,
             "serving_bytes": servable.serve_bytes,
+            "explain": servable.explain,
+            "classify": servable.classify,
         },
     )
+    # Without this method name, TensorFlow Serving does not let Classify call it.
+    updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(directory))
+    updater.replace_method_name("classify", "tensorflow/serving/classify")
+    updater.save()
     labels.unlink()  # the copy under assets/ stays
     contract.save(directory)
     _check_size(directory, folded)

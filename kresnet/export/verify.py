@@ -74,7 +74,7 @@ def verify(
     images = tf.stack(
         [pixels.prepare_pixels(d[np.newaxis], contract.preprocessing)[0] for d in decoded]
     )
-    expected = tf.nn.softmax(model(images, training=False)).numpy()
+    expected = tf.nn.softmax(model(images, training=False) / contract.temperature).numpy()
     with tempfile.TemporaryDirectory() as folder:
         answer = _replay(directory, samples, decoded, Path(folder))
     names = np.array([name.encode() for name in contract.classes])

@@ -21,11 +21,13 @@ class Answer:
         label: The best class.
         score: Its probability.
         scores: Probability of every class, by name.
+        abstain: Whether the best score is below the export's threshold.
     """
 
     label: str
     score: float
     scores: dict[str, float]
+    abstain: bool = False
 
 
 class Engine:
@@ -43,6 +45,8 @@ class Engine:
         try:
             self._module = tf.saved_model.load(str(directory))
             self._serve = self._module.signatures["serving_bytes"]
+            if "ok" not in self._serve.structured_outputs:
+                raise ValueError("it is of an older kresnet")
         except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
             reason = str(error).splitlines()[0]
             raise ExportError(
@@ -71,21 +75,19 @@ class Engine:
 
     def answer(self, images: Sequence[bytes]) -> list[Answer | None]:
         """Answer for one batch of encoded images; None for one that cannot be decoded."""
-        try:
-            scores = self._serve(image_bytes=tf.constant(list(images)))["scores"].numpy()
-        except tf.errors.InvalidArgumentError:
-            if len(images) == 1:
-                return [None]
-            # One bad image must not cost the others their answer.
-            return [answer for image in images for answer in self.answer([image])]
-        return [self._named(row) for row in scores]
+        rows = self._serve(image_bytes=tf.constant(list(images)))
+        scores, ok, abstain = (rows[name].numpy() for name in ("scores", "ok", "abstain"))
+        return [
+            self._named(row, bool(unsure)) if good else None
+            for row, good, unsure in zip(scores, ok, abstain, strict=True)
+        ]
 
-    def _named(self, row: np.ndarray) -> Answer:
+    def _named(self, row: np.ndarray, abstain: bool) -> Answer:
         scores = {
             name: float(score) for name, score in zip(self.contract.classes, row, strict=True)
         }
         best = self.contract.classes[int(row.argmax())]
-        return Answer(best, scores[best], scores)
+        return Answer(best, scores[best], scores, abstain)
 
 
 def _read(path: str | Path) -> bytes:
