@@ -177,7 +177,7 @@ def predict(
 ) -> None:
     """Print label and score of images, from the export alone."""
     with _reporting() as console:
-        from kresnet.export.saved_model import latest_version
+        from kresnet.export.versions import latest_version
         from kresnet.serve.engine import Engine
 
         paths = list(_image_files(images))

@@ -10,8 +10,9 @@ import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -25,7 +26,9 @@ from kresnet.errors import ConfigError, DataError, Interrupted
 from kresnet.evaluate.metrics import Evaluation, evaluation, save_confusion_picture
 from kresnet.evaluate.predict import predict
 from kresnet.export.contract import Contract
-from kresnet.export.saved_model import export_saved_model, latest_version
+from kresnet.export.publish import export
+from kresnet.export.reference import Sample
+from kresnet.export.versions import latest_version
 from kresnet.serve.engine import Engine
 from kresnet.train.recipe import Recipe, plan
 from kresnet.train.run import Run
@@ -34,7 +37,7 @@ from kresnet.zoo.cards import card_for, split_name
 from kresnet.zoo.download import TAGS, check_license, find_weights
 from kresnet.zoo.variants import variant_config
 
-_SAMPLES = 16  # images that an export is checked on
+_SAMPLES = 64  # images that an export is checked on
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,28 +262,48 @@ def _evaluate(run: Run, trained: Trained, console: Console) -> tuple[Evaluation,
 
 
 def _export(run: Run, trained: Trained, console: Console, exports: Path) -> Path:
-    console.status("exporting and checking")
-    recipe, index = run.recipe, run.index
-    contract = Contract(
-        name=run.info["name"],
-        variant=recipe.variant,
-        classes=index.classes,
-        preprocessing=trained.preprocessing,
+    exported = export(
+        trained.model,
+        _contract(run),
+        exports,
+        samples=_samples(run, _SAMPLES),
+        keep_photos=run.info.get("keep_photos", True),
+        progress=console.status,
+    )
+    path = _short(exported.path)
+    console.line("export", str(path))
+    console.line("check", str(exported.contract.formats["saved_model"]))
+    return path
+
+
+def _contract(run: Run) -> Contract:
+    """Return what an export of the run promises, before anything is compared."""
+    info = run.info
+    return Contract(
+        name=info["name"],
+        variant=run.recipe.variant,
+        classes=run.index.classes,
+        preprocessing=run.preprocessing,
         versions={
             "kresnet": kresnet.__version__,
             "keras": keras.__version__,
             "tensorflow": tf.__version__,
         },
+        temperature=info.get("temperature", 1.0),
+        threshold=info.get("threshold"),
+        weights_sha256=sha256(run.weights.read_bytes()).hexdigest(),
     )
-    rows = index.select("val")
-    step = max(len(rows) // _SAMPLES, 1)  # spread over the classes, which come in order
-    samples = [row.path for row in rows[::step][:_SAMPLES]]
-    path, check = export_saved_model(trained.model, contract, exports, samples=samples)
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    console.line("export", str(path))
-    console.line("check", str(check))
-    return path
+
+
+def _samples(run: Run, count: int, split: Literal["train", "val"] = "val") -> list[Sample]:
+    """Return up to `count` images of a split, spread over the classes, which come in order."""
+    rows = run.index.select(split)
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return [Sample(rows[k].path, rows[k].label) for k in places]
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _tell_data(console: Console, index: Index, run: Run) -> None:

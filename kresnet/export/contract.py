@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -39,6 +39,18 @@ class FormatCheck(BaseModel):
     reference_accuracy: float | None = None
     loaders: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        accuracy = (
+            f", accuracy {self.accuracy:.1%} (Keras {self.reference_accuracy:.1%})"
+            if self.accuracy is not None and self.reference_accuracy is not None
+            else ""
+        )
+        return (
+            f"{self.images} real images: max |dp| {self.max_difference:.1e}, "
+            f"top-1 agreement {self.top1_agreement:.1%}{accuracy}; "
+            f"in fresh processes, through {', '.join(self.loaders)}"
+        )
+
 
 class Contract(BaseModel):
     """The promise of an export.
@@ -57,7 +69,6 @@ class Contract(BaseModel):
         copy_of: The version that this one publishes again; None for an export of its own.
         formats: The files that were made and checked, by their name in the version's directory;
             "saved_model" stands for the SavedModel itself.
-        check: What was compared before it was published, and the largest difference.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -74,7 +85,6 @@ class Contract(BaseModel):
     created: str = ""
     copy_of: int | None = None
     formats: dict[str, FormatCheck] = {}
-    check: dict[str, Any] = {}
 
     def save(self, directory: Path) -> None:
         """Write the contract into an export."""

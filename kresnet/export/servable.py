@@ -56,7 +56,7 @@ class Servable(tf.Module):
         )
         # A partial, because tf.Module would track a model and store its variables once more.
         self._call: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]] = partial(
-            _with_features(model), training=False
+            with_features(model), training=False
         )
         self._weights_of_classes = model.get_layer("head").kernel.value  # (features, k)
         self._contract = contract
@@ -174,7 +174,7 @@ class Servable(tf.Module):
         return images[:count], found[:count] > 0
 
 
-def _with_features(model: keras.Model) -> keras.Model:
+def with_features(model: keras.Model) -> keras.Model:
     """Return the model that gives its last features too.
 
     Raises:

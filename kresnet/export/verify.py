@@ -1,126 +1,240 @@
-"""Reload an export in a fresh process and compare it with the Keras model on real images."""
+"""Reload what was exported in fresh processes without kresnet, and hold it to the Keras model."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import keras
 import numpy as np
-import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from kresnet.data import pixels
 from kresnet.errors import ExportError
 from kresnet.export import replay
-from kresnet.export.contract import Contract
+from kresnet.export.contract import Contract, FormatCheck
+from kresnet.export.golden import FOLDER
+from kresnet.export.reference import Input, Reference
+from kresnet.export.saved_model import size_of_saved_model
 
-TOLERANCE = 1e-4
+TOLERANCE: Final = 1e-4
 """Largest difference of a probability that still counts as agreement.
 
 Folding and other kernels move a float32 probability by about 1e-6; a wrong mean, channel order or
 resize moves it by 1e-2 and more.
 """
 
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What was compared, and how well it agreed.
-
-    Attributes:
-        images: Number of real images.
-        signatures: The signatures that answered.
-        max_difference: Largest difference of any probability between export and Keras model.
-        top1_agreement: Share of images with the same best class.
-    """
-
-    images: int
-    signatures: tuple[str, ...]
-    max_difference: float
-    top1_agreement: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return asdict(self) | {"signatures": list(self.signatures)}
-
-    def __str__(self) -> str:
-        return (
-            f"{self.images} real images, {' and '.join(self.signatures)}, in a fresh process: "
-            f"max |dp| {self.max_difference:.1e}, top-1 agreement {self.top1_agreement:.0%}"
-        )
+_HEAT_TOLERANCE: Final = 1e-2  # of a heatmap, which is scaled to its maximum
+_LOADERS: Final = ("tf.saved_model.load", "session loader", "C API")
 
 
-def verify(
-    directory: Path, model: keras.Model, contract: Contract, samples: Sequence[str]
-) -> Check:
-    """Compare an export with the model it was made from.
+def verify_saved_model(directory: Path, reference: Reference, contract: Contract) -> FormatCheck:
+    """Compare a SavedModel with the Keras model, through every loader and signature.
 
-    Args:
-        directory: The SavedModel.
-        model: The float32 model, not folded, giving logits.
-        contract: Labels and preprocessing.
-        samples: Paths of real images.
+    `tf.saved_model.load` answers for all samples; it, the session loader with the tag "serve" and
+    TensorFlow's C API answer for the golden images through every signature, with a broken image
+    among them.
 
     Raises:
-        ExportError: The export does not load, or its probabilities or labels differ.
+        ExportError: It does not load, or something differs.
     """
-    decoded = [pixels.decode(tf.io.read_file(path)).numpy() for path in samples]
-    images = tf.stack(
-        [pixels.prepare_pixels(d[np.newaxis], contract.preprocessing)[0] for d in decoded]
-    )
-    expected = tf.nn.softmax(model(images, training=False) / contract.temperature).numpy()
     with tempfile.TemporaryDirectory() as folder:
-        answer = _replay(directory, samples, decoded, Path(folder))
-    names = np.array([name.encode() for name in contract.classes])
-    difference = max(
-        float(np.abs(answer[key] - expected).max()) for key in ("bytes_scores", "images_scores")
-    )
-    check = Check(
-        images=len(samples),
-        signatures=("serving_bytes", "serving_default"),
-        max_difference=difference,
-        top1_agreement=float(
-            (answer["bytes_scores"].argmax(axis=1) == expected.argmax(axis=1)).mean()
-        ),
-    )
-    labels_agree = np.array_equal(answer["labels"], names[answer["bytes_scores"].argmax(axis=1)])
-    if not difference <= TOLERANCE or not labels_agree:
-        raise ExportError(
-            f"An export must answer as the Keras model does, within {TOLERANCE:g}. Received: "
-            f"{check}, labels {'right' if labels_agree else 'wrong'}. It was not published."
-        )
+        request = Path(folder) / "request.json"
+        request.write_text(json.dumps(_request(directory, reference, folder)), encoding="utf-8")
+        with ThreadPoolExecutor() as pool:
+            replays = [
+                pool.submit(run_replay, runtime, directory, request)
+                for runtime in ("savedmodel", "c_api")
+            ]
+            expected = reference.scores("pixels")
+        answers, loaders = replays[0].result(), list(_LOADERS[:2])
+        with suppress(FileNotFoundError):  # a TensorFlow without the library of the C API
+            answers |= replays[1].result()
+            loaders.append(_LOADERS[2])
+    check = make_check(size_of_saved_model(directory), answers["scores"], expected, reference)
+    check = check.model_copy(update={"input": "bytes or pixels", "loaders": tuple(loaders)})
+    problems = [
+        f"{loader}: {problem}"
+        for loader in loaders
+        for problem in _golden_problems(loader, answers, reference, contract)
+    ]
+    if not check.max_difference <= TOLERANCE:
+        problems.append(f"max |dp| {check.max_difference:.1e} on {check.images} real images")
+    refuse("The SavedModel", problems)
     return check
 
 
-def _replay(
-    directory: Path, samples: Sequence[str], decoded: Sequence[np.ndarray], folder: Path
-) -> dict[str, np.ndarray]:
-    arrays = [folder / f"{k}.npy" for k in range(len(decoded))]
-    for path, array in zip(arrays, decoded, strict=True):
-        np.save(path, array)
-    request, answer = folder / "request.json", folder / "answer.npz"
-    request.write_text(
-        json.dumps({"paths": list(samples), "pixels": [str(path) for path in arrays]}),
-        encoding="utf-8",
+def verify_file(
+    runtime: str,
+    path: Path,
+    kind: Input,
+    reference: Reference,
+    *,
+    size: int | None = None,
+    tolerance: float | None = TOLERANCE,
+) -> FormatCheck:
+    """Compare one file with the Keras model on all samples, through its own runtime.
+
+    Args:
+        runtime: A key of `replay.FILES`.
+        path: The file.
+        kind: What the file takes.
+        reference: What the Keras model says.
+        size: Of the file and what belongs to it, in bytes; None is that of the file alone.
+        tolerance: Largest difference of a probability; None accepts any.
+
+    Raises:
+        ExportError: It does not load, or differs by more than `tolerance`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        request = Path(folder) / "request.json"
+        request.write_text("{}", encoding="utf-8")
+        answers = run_replay(runtime, path, request, reference.inputs(kind))
+    bytes_ = path.stat().st_size if size is None else size
+    check = make_check(bytes_, answers["scores"], reference.scores(kind), reference)
+    if tolerance is not None and not check.max_difference <= tolerance:
+        refuse(path.name, [f"max |dp| {check.max_difference:.1e} on {check.images} real images"])
+    return check.model_copy(update={"input": kind, "loaders": (runtime,)})
+
+
+def make_check(
+    size: int, scores: np.ndarray, expected: np.ndarray, reference: Reference
+) -> FormatCheck:
+    """Compare scores with the expected ones, `(n, k)` each."""
+    if scores.shape != expected.shape:
+        refuse("The export", [f"scores of shape {scores.shape}, expected {expected.shape}"])
+    same = scores.argmax(axis=1) == expected.argmax(axis=1)
+    return FormatCheck(
+        bytes=size,
+        max_difference=float(np.abs(scores - expected).max(initial=0.0)),
+        top1_agreement=float(same.mean()) if len(same) else 1.0,
+        images=len(scores),
+        accuracy=reference.accuracy(scores),
+        reference_accuracy=reference.accuracy(expected),
     )
-    process = subprocess.run(  # -I: neither the current folder nor PYTHONPATH can help it
-        [sys.executable, "-I", str(replay.__file__), str(directory), str(request), str(answer)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-        check=False,
-    )
-    if process.returncode:
-        reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
+
+
+def refuse(what: str, problems: list[str]) -> None:
+    """Raise if there are problems.
+
+    Raises:
+        ExportError: There are.
+    """
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ExportError(
-            "An export must load and answer in a fresh process. "
-            f"Received: exit code {process.returncode}, {reason}. It was not published."
+            f"{what} must answer as the Keras model does, within {TOLERANCE:g}. "
+            f"Received: {'; '.join(problems[:3])}{more}. It was not published."
         )
-    with np.load(answer) as arrays_out:
-        return dict(arrays_out)
+
+
+def _golden_problems(
+    loader: str, answers: Mapping[str, np.ndarray], reference: Reference, contract: Contract
+) -> Iterator[str]:
+    expected = reference.golden_scores
+    names = np.array([name.encode() for name in contract.classes])
+    count = len(expected)  # the broken image comes behind them
+    for signature in ("serving_default", "serving_bytes", "explain", "classify"):
+
+        def found(output: str, signature: str = signature) -> np.ndarray:
+            return answers[f"{loader}/{signature}/{output}"]
+
+        difference = float(np.abs(found("scores")[:count] - expected).max(initial=0.0))
+        if not difference <= TOLERANCE:
+            yield f"{signature}: max |dp| {difference:.1e} on the golden images"
+        listed = found("classes" if signature == "classify" else "labels")
+        if not np.array_equal(listed, np.tile(names, (len(listed), 1))):
+            yield f"{signature}: wrong labels"
+        if signature == "classify":
+            continue
+        best = names[found("scores")[:count].argmax(axis=1)]
+        if not np.array_equal(found("label")[:count], best):
+            yield f"{signature}: the best label is not that of the best score"
+        if not found("ok")[:count].all():
+            yield f"{signature}: a good image counts as bad"
+        if signature != "serving_default" and (
+            found("ok")[count] or found("scores")[count].any() or not found("abstain")[count]
+        ):
+            yield f"{signature}: a broken image got an answer"
+    heat = np.abs(answers[f"{loader}/explain/heatmap"][:count] - reference.golden_heatmaps)
+    if not heat.max(initial=0.0) <= _HEAT_TOLERANCE:
+        yield f"explain: heatmaps differ by {heat.max():.1e}"
+
+
+def _request(directory: Path, reference: Reference, folder: str) -> dict[str, Any]:
+    arrays = []
+    for golden in reference.goldens:
+        arrays.append(str(Path(folder) / f"{golden.name}.npy"))
+        np.save(arrays[-1], pixels.decode(golden.contents).numpy())
+    return {
+        "paths": [sample.path for sample in reference.samples],
+        "golden": [str(directory / FOLDER / golden.name) for golden in reference.goldens],
+        "pixels": arrays,
+        "signatures": _tensor_names(directory),
+    }
+
+
+def _tensor_names(directory: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """Read the names of the tensors of each signature from the file."""
+    saved = saved_model_pb2.SavedModel.FromString((directory / "saved_model.pb").read_bytes())
+    return {
+        name: {
+            "inputs": {key: tensor.name for key, tensor in signature.inputs.items()},
+            "outputs": {key: tensor.name for key, tensor in signature.outputs.items()},
+        }
+        for name, signature in saved.meta_graphs[0].signature_def.items()
+        if signature.method_name
+    }
+
+
+def run_replay(
+    runtime: str, path: Path, request: Path, arrays: Iterable[np.ndarray] = ()
+) -> dict[str, np.ndarray]:
+    """Run `replay.py` in a process without kresnet and return its answers.
+
+    Raises:
+        ExportError: It failed.
+        FileNotFoundError: This machine lacks the library of the runtime.
+    """
+    answer = request.with_name(f"{runtime}.npz")
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(  # -I: neither the current folder nor PYTHONPATH can help it
+            [sys.executable, "-I", str(replay.__file__), runtime, str(path), str(request), answer],
+            stdin=subprocess.PIPE,
+            stdout=errors,
+            stderr=errors,
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+        _feed(process, arrays)
+        code = process.wait()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+    if code and "libtensorflow_cc" in said[-1]:
+        raise FileNotFoundError(said[-1])
+    if code:
+        raise ExportError(
+            f"An export must load and answer in a fresh process, with {runtime}. "
+            f"Received: exit code {code}, {said[-1]}. It was not published."
+        )
+    with np.load(answer) as stored:
+        return dict(stored)
+
+
+def _feed(process: subprocess.Popen[bytes], arrays: Iterable[np.ndarray]) -> None:
+    if process.stdin is None:
+        return
+    # A pipe breaks where the process has failed, and then its exit code tells.
+    with suppress(BrokenPipeError), process.stdin as stream:
+        for array in arrays:
+            content = io.BytesIO()
+            np.save(content, array)
+            stream.write(len(content.getbuffer()).to_bytes(8, "little"))
+            stream.write(content.getbuffer())

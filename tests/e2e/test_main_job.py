@@ -18,8 +18,10 @@ from safetensors.numpy import load_file
 import kresnet
 from kresnet.console import Console
 from kresnet.errors import ConfigError, DataError, ExportError, Interrupted
-from kresnet.export import saved_model
+from kresnet.export import publish, saved_model, servable
 from kresnet.export.contract import Contract
+from kresnet.export.reference import Sample
+from kresnet.export.versions import latest_version
 from kresnet.train.run import Run
 
 SETTINGS = {
@@ -125,8 +127,11 @@ def test_the_export_stores_labels_contract_and_each_weight_once(trained):
     result, _, _ = trained
     contract = Contract.load(result.export)
     assert contract.classes == ("left blue", "left red", "right blue", "right red")
-    assert contract.check["images"] == 12
-    assert contract.check["top1_agreement"] == 1.0
+    check = contract.formats["saved_model"]
+    assert check.images == 12
+    assert check.top1_agreement == 1.0
+    assert check.accuracy == check.reference_accuracy == result.validation.accuracy
+    assert check.loaders == ("tf.saved_model.load", "session loader", "C API")
     labels = (result.export / "assets" / "labels.txt").read_text().splitlines()
     assert tuple(labels) == contract.classes
     size = sum(f.stat().st_size for f in (result.export / "variables").iterdir())
@@ -172,7 +177,7 @@ def test_a_second_run_is_a_second_version(trained):
     again = fit(data, folder, epochs=1, name="stripes")
     assert again.export == result.export.parent / "2"
     assert again.run == result.run.parent / "stripes-2"
-    assert saved_model.latest_version(result.export.parent) == again.export
+    assert latest_version(result.export.parent) == again.export
 
 
 def test_pretrained_weights_are_probed_and_their_statistics_never_move(trained, tmp_path):
@@ -196,8 +201,8 @@ def export_again(trained, name):
     run = Run.open(result.run)
     model = kresnet.build("resnet20_cifar", num_classes=4, weights=run.weights)
     contract = Contract.load(result.export).model_copy(update={"name": name})
-    samples = [row.path for row in run.index.select("val")]
-    saved_model.export_saved_model(model, contract, folder, samples=samples)
+    samples = [Sample(row.path, row.label) for row in run.index.select("val")]
+    publish.export(model, contract, folder, samples=samples)
 
 
 def test_an_export_that_disagrees_is_not_published(trained, monkeypatch):
@@ -216,16 +221,16 @@ def test_an_export_that_disagrees_is_not_published(trained, monkeypatch):
 
 
 def test_wrong_pixels_are_caught_by_the_check(trained, monkeypatch):
-    original = saved_model.pixels.prepare
+    original = servable.pixels.prepare
 
     class Skewed:
-        prepare_pixels = saved_model.pixels.prepare_pixels
+        prepare_pixels = servable.pixels.prepare_pixels
 
         @staticmethod
         def prepare(contents, preprocessing):
             return original(contents, preprocessing)[..., ::-1]  # BGR for RGB
 
-    monkeypatch.setattr(saved_model, "pixels", Skewed)
+    monkeypatch.setattr(servable, "pixels", Skewed)
     with pytest.raises(ExportError, match=r"was not published"):
         export_again(trained, "skewed")
 
@@ -364,7 +369,7 @@ def test_labels_of_two_lines_are_refused(trained):
     result, folder, _ = trained
     contract = Contract.load(result.export).model_copy(update={"classes": ("a\nb", "c")})
     with pytest.raises(ExportError, match=r"must be one line. Received: 'a\\nb'"):
-        saved_model.export_saved_model(None, contract, folder, samples=[])
+        publish.export(None, contract, folder, samples=[])
 
 
 def test_unknown_classes_are_named(trained, tmp_path):
