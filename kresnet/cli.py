@@ -69,6 +69,13 @@ Json = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder of the runs.")]
 Exports = Annotated[Path, typer.Option(help="Folder of the exports.")]
 
+NoPhotos = Annotated[
+    bool,
+    typer.Option(
+        "--no-photos", help="Store drawn images in the export, not four small validation photos."
+    ),
+]
+
 
 @app.command()
 def train(
@@ -98,6 +105,7 @@ def train(
     budget: Annotated[
         str | None, typer.Option(help="Time for the whole job, as 90s, 10m or 2h.")
     ] = None,
+    no_photos: NoPhotos = False,
     as_json: Json = False,
 ) -> None:
     """Train a classifier on a folder of images, evaluate it and export it."""
@@ -122,6 +130,7 @@ def train(
             name=name,
             out=out,
             exports=exports,
+            keep_photos=not no_photos,
             console=console,
             **{field: value for field, value in settings.items() if value is not None},
         )
@@ -139,6 +148,84 @@ def resume(
 
         result = go_on(run, console=console)
     _show(result, as_json)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished run.")],
+    formats: Annotated[
+        str,
+        typer.Option(help="saved_model, onnx, openvino, litert, keras with commas, or all."),
+    ] = "all",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Make 8-bit ONNX and LiteRT files too.")
+    ] = False,
+    max_accuracy_loss: Annotated[
+        float, typer.Option(help="Points of validation accuracy that 8 bits may cost.")
+    ] = 0.5,
+    exports: Annotated[
+        Path | None, typer.Option(help="Folder of the exports; else where the run's own is.")
+    ] = None,
+    no_photos: NoPhotos = False,
+    as_json: Json = False,
+) -> None:
+    """Export a finished run again, as a new version with more formats."""
+    with _reporting() as console:
+        from kresnet.export.versions import Version
+        from kresnet.workflow import export_run
+
+        exported = export_run(
+            run,
+            formats=[name.strip() for name in formats.split(",") if name.strip()],
+            int8=int8,
+            max_accuracy_loss=max_accuracy_loss,
+            exports=exports,
+            keep_photos=False if no_photos else None,
+            console=console,
+        )
+        version = Version(exported.path, exported.contract)
+    if as_json:
+        _print_json(version.as_dict() | {"left_out": exported.remarks})
+    else:
+        typer.echo(f"{version.path}\n\n{version.table()}")
+
+
+@app.command(name="exports")
+def list_exports(
+    name: Annotated[str | None, typer.Argument(help="One export; else all.")] = None,
+    version: Annotated[
+        int | None, typer.Argument(help="With --rollback: the version to go back to.")
+    ] = None,
+    rollback: Annotated[
+        bool,
+        typer.Option(
+            "--rollback",
+            help="Publish an older version again as the newest, which servers follow: VERSION, or "
+            "the one before the newest.",
+        ),
+    ] = False,
+    exports: Exports = Path("saved_models"),
+    as_json: Json = False,
+) -> None:
+    """List the exports with what was checked of each, or go back to an older version."""
+    from kresnet.export.versions import list_versions, roll_back
+
+    if version is not None and not rollback:
+        raise ConfigError(
+            f"A VERSION is for going back to. Received: {version} without --rollback. Add it."
+        )
+    if rollback and name is None:
+        raise ConfigError("`--rollback` needs the NAME of an export. Received: none.")
+    versions = (
+        [roll_back(exports, name, version)] if rollback and name else list_versions(exports, name)
+    )
+    if as_json:
+        _print_json([v.as_dict() for v in versions])
+        return
+    for found in versions:
+        typer.echo(f"{found}\n{found.table()}\n")
+    if not versions:
+        typer.echo(f"kresnet: there is no export in {exports}.", err=True)
 
 
 @app.command()

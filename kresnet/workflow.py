@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -26,18 +27,22 @@ from kresnet.errors import ConfigError, DataError, Interrupted
 from kresnet.evaluate.metrics import Evaluation, evaluation, save_confusion_picture
 from kresnet.evaluate.predict import predict
 from kresnet.export.contract import Contract
-from kresnet.export.publish import export
+from kresnet.export.formats import choose_formats
+from kresnet.export.publish import MAX_ACCURACY_LOSS, Exported, export
 from kresnet.export.reference import Sample
 from kresnet.export.versions import latest_version
 from kresnet.serve.engine import Engine
 from kresnet.train.recipe import Recipe, plan
 from kresnet.train.run import Run
 from kresnet.train.stages import Trained, train
+from kresnet.zoo import build
 from kresnet.zoo.cards import card_for, split_name
 from kresnet.zoo.download import TAGS, check_license, find_weights
 from kresnet.zoo.variants import variant_config
 
-_SAMPLES = 64  # images that an export is checked on
+_SAMPLES = 64  # images that an export is checked on after training
+_MOST_SAMPLES = 500  # and when it is made again, at leisure
+_CALIBRATION = 200  # images that set the ranges of 8-bit files
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,7 @@ def fit(
     name: str | None = None,
     out: str | Path = "runs",
     exports: str | Path = "saved_models",
+    keep_photos: bool = True,
     console: Console | None = None,
     **settings: Any,
 ) -> Result:
@@ -108,6 +114,8 @@ def fit(
         name: Of the run and the export; None is the name of the folder.
         out: Folder of the runs.
         exports: Folder of the exports.
+        keep_photos: Store small copies of four validation images in the export, for later checks;
+            else drawn ones.
         console: Where to report; None reports to standard error.
         **settings: Fields of `kresnet.Recipe` that are not to be planned, as `epochs=10`;
             `precision` may be "auto".
@@ -157,7 +165,7 @@ def fit(
             variant, weights, lambda done, _: console.status(f"weights: {done / 1e6:.0f} MB")
         )
     run = Run.create(Path(out), name, recipe, index)
-    run.update(name=name, exports=str(Path(exports).resolve()))
+    run.update(name=name, exports=str(Path(exports).resolve()), keep_photos=keep_photos)
     _tell_data(console, index, run)
     _tell_plan(console, recipe)
     return _finish(run, console)
@@ -214,6 +222,83 @@ def evaluate_export(
         ]
     )
     return evaluation(probabilities, labels, classes)
+
+
+def export_run(
+    path: str | Path,
+    *,
+    formats: Sequence[str] = ("all",),
+    int8: bool = False,
+    max_accuracy_loss: float = MAX_ACCURACY_LOSS,
+    exports: str | Path | None = None,
+    keep_photos: bool | None = None,
+    console: Console | None = None,
+) -> Exported:
+    """Export a finished run again, as a new version with more formats.
+
+    Args:
+        path: Directory of the run.
+        formats: Keys of `kresnet.export.formats.FORMATS`, or "all" that can be made here.
+        int8: Make 8-bit files too.
+        max_accuracy_loss: What 8 bits may cost on the validation images, in percentage points.
+        exports: Folder of the exports; None is where the run's own export is.
+        keep_photos: Store small copies of four validation images in the export; None as in
+            training.
+        console: Where to report; None reports to standard error.
+
+    Raises:
+        ConfigError: There is no finished run at `path`, or a setting is wrong.
+        DataError: The run's images are no longer where they were.
+        ResourceError: A package for a format is not installed, or the disk is full.
+        ExportError: A file did not agree with the model; nothing is published.
+    """
+    console = console or Console()
+    chosen, hints = choose_formats(formats)
+    if not max_accuracy_loss >= 0:
+        raise ConfigError(
+            "`max_accuracy_loss` must be percentage points from 0 on. "
+            f"Received: max_accuracy_loss={max_accuracy_loss}."
+        )
+    run = Run.open(path)
+    info = run.info
+    if info.get("status") != "complete":
+        raise ConfigError(
+            f"Only a finished run can be exported. Received: {path}, with the status "
+            f"{info.get('status')!r}. Finish it with: kresnet resume {path}"
+        )
+    samples = _samples(run, _MOST_SAMPLES)
+    calibration = [s.path for s in _samples(run, _CALIBRATION, "train")] if int8 else []
+    lost = [name for name in (*(s.path for s in samples), *calibration) if not Path(name).is_file()]
+    if lost:
+        raise DataError(
+            "The run's images must be where they were in training. "
+            f"Received: {lost[0]} and {len(lost) - 1} more are gone. Put them back."
+        )
+    console.status("building the model")
+    contract = _contract(run)
+    model = build(
+        run.recipe.variant,
+        num_classes=len(contract.classes),
+        input_shape=(run.recipe.image_size, run.recipe.image_size),
+        dtype="float32",
+        weights=run.weights,
+    )
+    exported = export(
+        model,
+        contract,
+        Path(info["exports"] if exports is None else exports),
+        samples=samples,
+        formats=chosen,
+        int8=int8,
+        calibration=calibration,
+        max_accuracy_loss=max_accuracy_loss,
+        keep_photos=info.get("keep_photos", True) if keep_photos is None else keep_photos,
+        progress=console.status,
+    )
+    exported = replace(exported, path=_short(exported.path), remarks=(*hints, *exported.remarks))
+    for remark in exported.remarks:
+        console.line("omitted", remark)
+    return exported
 
 
 def _finish(run: Run, console: Console) -> Result:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Final
 
 import keras
+import numpy as np
+import tensorflow as tf
 
+from kresnet.data import pixels
 from kresnet.export import golden
-from kresnet.export.contract import Contract
-from kresnet.export.reference import Reference, Sample
+from kresnet.export.contract import Contract, FormatCheck
+from kresnet.export.formats import FORMATS, Format
+from kresnet.export.reference import Reference, Sample, prepared_pixels
 from kresnet.export.saved_model import write_saved_model
-from kresnet.export.verify import TOLERANCE, verify_saved_model
+from kresnet.export.verify import TOLERANCE, verify_file, verify_saved_model
 from kresnet.export.versions import new_version
 from kresnet.export.warmup import write_warmup
+from kresnet.zoo import fold
+
+MAX_ACCURACY_LOSS: Final = 0.5
+"""Percentage points of accuracy that 8 bits may cost, unless the user says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,10 @@ def export(
     root: Path,
     *,
     samples: Sequence[Sample],
+    formats: Sequence[str] = (),
+    int8: bool = False,
+    calibration: Sequence[str] = (),
+    max_accuracy_loss: float = MAX_ACCURACY_LOSS,
     keep_photos: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Exported:
@@ -49,6 +64,10 @@ def export(
         contract: Name, labels and preprocessing.
         root: Folder of all exports, as "saved_models".
         samples: Real images, labelled where possible; the export must agree with `model` on them.
+        formats: Keys of `FORMATS`; the SavedModel is always written.
+        int8: Write the 8-bit files of these formats too, where they lose little accuracy.
+        calibration: Paths of training images that set the ranges of the 8-bit files.
+        max_accuracy_loss: What 8 bits may cost on the labelled samples, in percentage points.
         keep_photos: Store small copies of four samples in the export for later checks; else
             drawn images.
         progress: Is told what is going on.
@@ -69,7 +88,127 @@ def export(
         golden.save(goldens, reference.golden_scores, directory, TOLERANCE)
         write_warmup(directory, contract.name, golden.thumbnail(goldens[0]))
         progress("checking the SavedModel")
-        check = verify_saved_model(directory, reference, contract)
-        contract = contract.model_copy(update={"formats": {"saved_model": check}})
+        checks = {"saved_model": verify_saved_model(directory, reference, contract)}
+        files = _Files(model, contract, directory, reference, tuple(calibration), progress)
+        for name in formats:
+            files.add(name)
+        for name in formats if int8 else ():
+            files.add_int8(name, max_accuracy_loss)
+        contract = contract.model_copy(update={"formats": checks | files.checks})
         contract.save(directory)
-    return Exported(version.path, contract)
+    return Exported(version.path, contract, tuple(files.remarks))
+
+
+@dataclass
+class _Files:
+    """Writes and checks the files beside a SavedModel."""
+
+    model: keras.Model
+    contract: Contract
+    directory: Path
+    reference: Reference
+    calibration: tuple[str, ...]
+    progress: Callable[[str], None]
+    checks: dict[str, FormatCheck] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        """Write one format and hold it to the Keras model."""
+        kind = FORMATS[name]
+        path = self.directory / kind.file
+        self.progress(f"writing {kind.file}")
+        if name == "onnx":
+            self._write_onnx(self._network, path)
+        elif name == "openvino":
+            self._write_openvino(path)
+        elif name == "litert":
+            from kresnet.export.litert import write_litert
+
+            write_litert(self._folded, self.contract, path)
+        else:
+            from kresnet.export.keras_file import write_keras
+
+            write_keras(self.model, self.contract, path)
+        self.progress(f"checking {kind.file}")
+        self.checks[kind.file] = self._verified(kind, path, TOLERANCE)
+
+    def add_int8(self, name: str, bound: float) -> None:
+        """Write one format in 8 bits and keep it if it loses no more than `bound` points."""
+        kind = FORMATS[name]
+        if not kind.int8_file:
+            return
+        if not self.calibration:
+            self.remarks.append(f"{kind.int8_file} needs training images to set its ranges by")
+            return
+        path = self.directory / kind.int8_file
+        tried = []
+        for calibration in self._write_int8(name, path):
+            self.progress(f"checking {kind.int8_file}, {calibration}")
+            check = self._verified(kind, path, None)
+            if check.accuracy is None or check.reference_accuracy is None:
+                tried.append("no labelled images to measure its accuracy on")
+                break
+            loss = 100 * (check.reference_accuracy - check.accuracy)
+            if loss <= bound + 1e-9:
+                self.checks[kind.int8_file] = check
+                return
+            tried.append(f"{calibration} loses {loss:.1f} points")
+        path.unlink()
+        self.remarks.append(
+            f"{kind.int8_file} was not kept: {', '.join(tried)} of accuracy on "
+            f"{len(self.reference.samples)} images, and the bound is {bound:g}"
+        )
+
+    def _write_int8(self, name: str, path: Path) -> Iterator[str]:
+        """Write the 8-bit file in one way after the other; gives the name of each."""
+        if name == "onnx":
+            from kresnet.export.quantize import CALIBRATIONS, quantized
+
+            images = [
+                pixels.prepare(tf.io.read_file(file), self.contract.preprocessing).numpy()
+                for file in self.calibration
+            ]
+            for calibration in CALIBRATIONS:
+                self.progress(f"writing {path.name}, {calibration}")
+                self._write_onnx(quantized(self._network, images, calibration), path)
+                yield calibration
+        else:
+            from kresnet.export.litert import write_litert
+
+            self.progress(f"writing {path.name}")
+            write_litert(self._folded, self.contract, path, calibration=self._calibration_pixels())
+            yield "MinMax"
+
+    def _calibration_pixels(self) -> list[np.ndarray]:
+        decoded = (pixels.decode(tf.io.read_file(file)).numpy() for file in self.calibration)
+        return [prepared_pixels(image, self.contract) for image in decoded]
+
+    def _write_onnx(self, network: Any, path: Path) -> None:
+        from kresnet.export.onnx import preparation, write_onnx
+
+        write_onnx(preparation(self.contract), network, self.contract, path)
+
+    def _write_openvino(self, path: Path) -> None:
+        from kresnet.export.openvino import write_openvino
+
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "model.onnx"
+            self._write_onnx(self._network, source)
+            write_openvino(source, path)
+
+    def _verified(self, kind: Format, path: Path, tolerance: float | None) -> FormatCheck:
+        parts = path.parent.iterdir() if path.parent != self.directory else [path]
+        size = sum(part.stat().st_size for part in parts)
+        return verify_file(
+            kind.runtime, path, kind.input, self.reference, size=size, tolerance=tolerance
+        )
+
+    @cached_property
+    def _folded(self) -> keras.Model:
+        return fold(self.model, dtype="float32", portable=False)
+
+    @cached_property
+    def _network(self) -> Any:
+        from kresnet.export.onnx import network
+
+        return network(self._folded, self.contract)

@@ -43,7 +43,8 @@ def main(runtime: str, file: str, request_file: str, answer_file: str) -> None:
     elif runtime == "c_api":
         answers = _golden("C API", c_api(file, request["signatures"]), request)
     else:
-        answers = {"scores": np.stack([FILES[runtime](file)(image) for image in _from_stdin()])}
+        score = FILES[runtime](file)
+        answers = {"scores": np.stack([score(image) for image in _from_stdin()])}
     np.savez(answer_file, **answers)  # type: ignore[arg-type]
 
 
@@ -155,7 +156,47 @@ def _from_stdin() -> Iterator[np.ndarray]:
         yield np.load(io.BytesIO(sys.stdin.buffer.read(int.from_bytes(header, "little"))))
 
 
-FILES: dict[str, Callable[[str], Callable[[np.ndarray], np.ndarray]]] = {}
+Score = Callable[[np.ndarray], np.ndarray]
+
+
+def onnxruntime(path: str) -> Score:
+    """Load an ONNX file."""
+    import onnxruntime as ort
+
+    opened = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda image: opened.run(["scores"], {"images": image[np.newaxis]})[0][0]
+
+
+def openvino(path: str) -> Score:
+    """Load an OpenVINO file, in the precision that it was written in."""
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda image: compiled({"images": image[np.newaxis]})["scores"][0]
+
+
+def litert(path: str) -> Score:
+    """Load a LiteRT file."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    run = Interpreter(path).get_signature_runner("serving_default")
+    return lambda image: run(images=image[np.newaxis])["scores"][0]
+
+
+def keras(path: str) -> Score:
+    """Load a `.keras` file."""
+    import keras as k
+
+    model = k.saving.load_model(path, compile=False, safe_mode=True)
+    return lambda image: np.asarray(model.predict_on_batch(image[np.newaxis].astype(np.float32)))[0]
+
+
+FILES: dict[str, Callable[[str], Score]] = {
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "litert": litert,
+    "keras": keras,
+}
 
 
 if __name__ == "__main__":

@@ -57,6 +57,28 @@ class Version:
         """The version that it is, or is a copy of."""
         return self.contract.copy_of or self.number
 
+    def __str__(self) -> str:
+        contract = self.contract
+        copy = f", again version {contract.copy_of}" if contract.copy_of else ""
+        return (
+            f"{self.path.parent.name} {self.number}{copy}  {self.created}  {contract.variant}, "
+            f"{len(contract.classes)} classes"
+        )
+
+    def table(self) -> str:
+        """Return the files and what was compared, as text."""
+        lines = ["file                     MB  max |dp|   top-1  accuracy   Keras  images"]
+        for name, check in self.contract.formats.items():
+            accuracy, of_keras = (
+                "-" if share is None else f"{share:.1%}"
+                for share in (check.accuracy, check.reference_accuracy)
+            )
+            lines.append(
+                f"{name:<19}{check.bytes / 1e6:>8.1f}{check.max_difference:>10.1e}"
+                f"{check.top1_agreement:>8.1%}{accuracy:>10}{of_keras:>8}{check.images:>8}"
+            )
+        return "\n".join(lines)
+
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON types."""
         contract = self.contract
