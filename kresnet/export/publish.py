@@ -89,7 +89,7 @@ def export(
         write_warmup(directory, contract.name, golden.thumbnail(goldens[0]))
         progress("checking the SavedModel")
         checks = {"saved_model": verify_saved_model(directory, reference, contract)}
-        files = _Files(model, contract, directory, reference, tuple(calibration), progress)
+        files = Files(model, contract, directory, reference, tuple(calibration), progress)
         for name in formats:
             files.add(name)
         for name in formats if int8 else ():
@@ -100,7 +100,7 @@ def export(
 
 
 @dataclass
-class _Files:
+class Files:
     """Writes and checks the files beside a SavedModel."""
 
     model: keras.Model
@@ -162,26 +162,22 @@ class _Files:
     def _write_int8(self, name: str, path: Path) -> Iterator[str]:
         """Write the 8-bit file in one way after the other; gives the name of each."""
         if name == "onnx":
+            from kresnet.export.onnx import network
             from kresnet.export.quantize import CALIBRATIONS, quantized
 
-            images = [
-                pixels.prepare(tf.io.read_file(file), self.contract.preprocessing).numpy()
-                for file in self.calibration
-            ]
+            whole = network(self._rounded, self.contract)
             for calibration in CALIBRATIONS:
                 self.progress(f"writing {path.name}, {calibration}")
-                self._write_onnx(quantized(self._network, images, calibration), path)
+                self._write_onnx(quantized(whole, self._prepared, calibration), path)
                 yield calibration
         else:
             from kresnet.export.litert import write_litert
 
+            decoded = (pixels.decode(tf.io.read_file(file)).numpy() for file in self.calibration)
+            images = [prepared_pixels(image, self.contract) for image in decoded]
             self.progress(f"writing {path.name}")
-            write_litert(self._folded, self.contract, path, calibration=self._calibration_pixels())
+            write_litert(self._rounded, self.contract, path, calibration=images)
             yield "MinMax"
-
-    def _calibration_pixels(self) -> list[np.ndarray]:
-        decoded = (pixels.decode(tf.io.read_file(file)).numpy() for file in self.calibration)
-        return [prepared_pixels(image, self.contract) for image in decoded]
 
     def _write_onnx(self, network: Any, path: Path) -> None:
         from kresnet.export.onnx import preparation, write_onnx
@@ -206,6 +202,21 @@ class _Files:
     @cached_property
     def _folded(self) -> keras.Model:
         return fold(self.model, dtype="float32", portable=False)
+
+    @cached_property
+    def _prepared(self) -> list[np.ndarray]:
+        """The calibration images as the network sees them."""
+        return [
+            pixels.prepare(tf.io.read_file(file), self.contract.preprocessing).numpy()
+            for file in self.calibration
+        ]
+
+    @cached_property
+    def _rounded(self) -> keras.Model:
+        from kresnet.export.rounding import rounded
+
+        self.progress("rounding the weights to 8 bits")
+        return rounded(self._folded, self._prepared)
 
     @cached_property
     def _network(self) -> Any:

@@ -178,11 +178,11 @@ def _request(directory: Path, reference: Reference, folder: str) -> dict[str, An
         "paths": [sample.path for sample in reference.samples],
         "golden": [str(directory / FOLDER / golden.name) for golden in reference.goldens],
         "pixels": arrays,
-        "signatures": _tensor_names(directory),
+        "signatures": tensor_names(directory),
     }
 
 
-def _tensor_names(directory: Path) -> dict[str, dict[str, dict[str, str]]]:
+def tensor_names(directory: Path) -> dict[str, dict[str, dict[str, str]]]:
     """Read the names of the tensors of each signature from the file."""
     saved = saved_model_pb2.SavedModel.FromString((directory / "saved_model.pb").read_bytes())
     return {

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -242,7 +242,9 @@ def _locked_directory(home: Path) -> Iterator[Path]:
     while True:
         directory = home / f"{_PARTIAL}{secrets.token_hex(4)}"
         directory.mkdir()
-        with _lock(directory, wait=True):
+        with ExitStack() as locked:
+            with suppress(FileNotFoundError):
+                locked.enter_context(_lock(directory, wait=True))
             if not directory.exists():
                 continue  # another publisher came between and took it for a stale one
             try:
