@@ -62,16 +62,13 @@ def write_onnx(first: Any, second: Any, contract: Contract, path: Path) -> None:
     import onnx
 
     first = onnx.compose.add_prefix(first, "prepare/", rename_inputs=False, rename_outputs=False)
-    opsets = {
-        (opset.domain, opset.version) for opset in (*first.opset_import, *second.opset_import)
-    }
-    for half in (first, second):  # a quantized half may name more domains
-        half.ir_version = max(first.ir_version, second.ir_version)
-        del half.opset_import[:]
-        half.opset_import.extend(onnx.helper.make_opsetid(*opset) for opset in sorted(opsets))
+    first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
     whole = onnx.compose.merge_models(
         first, second, io_map=[("prepared", "prepared")], name=contract.variant
     )
+    opsets = {opset.domain: opset.version for opset in whole.opset_import}
+    del whole.opset_import[:]  # it has those of both halves
+    whole.opset_import.extend(onnx.helper.make_opsetid(*opset) for opset in opsets.items())
     whole.producer_name = "kresnet"
     onnx.helper.set_model_props(whole, {"kresnet": contract.model_dump_json()})
     onnx.checker.check_model(whole, full_check=True)

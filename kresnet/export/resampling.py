@@ -47,8 +47,9 @@ def _weights(
     The input pixels `start` to `start + side` are resized. In the order of operations of
     tensorflow/core/kernels/image/scale_and_translate_op.cc, so that even rounding is the same.
     """
-    inverse_scale = 1 / (size / side)
-    centers = (tf.range(size, dtype=tf.float32) + 0.5) * inverse_scale + start
+    scale = size / side
+    inverse_scale, translation = 1 / scale, -start * scale
+    centers = (tf.range(size, dtype=tf.float32) + 0.5) * inverse_scale - inverse_scale * translation
     places = tf.range(tf.cast(count, tf.float32)) + 0.5
     # Antialiasing: downscaling widens the kernel by the scale, upscaling does not narrow it.
     x = tf.abs((places - centers[:, tf.newaxis]) / tf.maximum(inverse_scale, 1))

@@ -22,6 +22,7 @@ ALLOWED = {
     "workflow": {
         "errors", "console", "zoo", "data", "train", "evaluate", "export", "serve", "kresnet",
     },
+    "bench": {"errors", "console", "zoo", "data", "export", "serve", "workflow", "kresnet"},
     "cli": {"errors", "console", "zoo", "data", "export", "serve", "workflow", "kresnet"},
     "__init__": {"errors", "zoo", "train", "workflow"},
     "__main__": {"cli"},

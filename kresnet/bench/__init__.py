@@ -1,0 +1,1 @@
+"""Side-by-side measurements; each prints the rows that the README shows."""
