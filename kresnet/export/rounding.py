@@ -43,7 +43,9 @@ def rounded(folded: keras.Model, images: Sequence[np.ndarray]) -> keras.Model:
         for layer in folded.layers
         if isinstance(layer, keras.layers.Conv2D | Conv | keras.layers.Dense)
     ]
-    products = _products(folded, layers, images[:_IMAGES])
+    # Spread over all of them: they may come class by class.
+    places = np.linspace(0, len(images) - 1, min(_IMAGES, len(images))).round().astype(int)
+    products = _products(folded, layers, [images[k] for k in places])
     result = with_dtype(folded, "float32")
     for layer, sums in zip(layers, products, strict=True):
         kernel = layer.kernel.numpy()

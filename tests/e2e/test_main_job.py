@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import keras
@@ -18,11 +20,12 @@ from safetensors.numpy import load_file
 import kresnet
 from kresnet.console import Console
 from kresnet.errors import ConfigError, DataError, ExportError, Interrupted
-from kresnet.export import publish, saved_model, servable
+from kresnet.export import golden, publish, saved_model, servable
 from kresnet.export.contract import Contract
 from kresnet.export.reference import Sample
-from kresnet.export.versions import latest_version
+from kresnet.export.versions import latest_version, list_versions
 from kresnet.train.run import Run
+from kresnet.workflow import export_run
 
 SETTINGS = {
     "variant": "resnet20_cifar",
@@ -233,6 +236,57 @@ def test_wrong_pixels_are_caught_by_the_check(trained, monkeypatch):
     monkeypatch.setattr(servable, "pixels", Skewed)
     with pytest.raises(ExportError, match=r"was not published"):
         export_again(trained, "skewed")
+
+
+def test_a_run_is_exported_again_by_command(trained, tmp_path):
+    pytest.importorskip("tf2onnx")
+    pytest.importorskip("onnxruntime")
+    result, _, _ = trained
+    arguments = ["--formats", "onnx", "--no-photos", "--exports", tmp_path / "again", "--json"]
+    done = kresnet_command("export", result.run, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["name"], answer["version"]) == ("stripes", 1)
+    assert set(answer["formats"]) == {"saved_model", "model.onnx"}
+    (version,) = list_versions(tmp_path / "again", "stripes")
+    check = version.contract.formats["model.onnx"]
+    assert check.images == 12
+    assert check.accuracy == check.reference_accuracy == result.validation.accuracy
+    assert check.bytes == (version.path / "model.onnx").stat().st_size
+    digest = sha256((result.run / "model.weights.safetensors").read_bytes()).hexdigest()
+    assert version.contract.weights_sha256 == digest
+    assert Contract.load(result.export).weights_sha256 == digest
+    assert golden.load(version.path)[0] == golden.drawn()  # no photo leaves the house
+    assert golden.load(result.export)[0] != golden.drawn()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "A run is a directory that `kresnet train` has written."),
+        (["runs/stripes", "--formats", "onxn"], "Received: 'onxn'"),
+        (["runs/stripes", "--max-accuracy-loss", "-1"], "percentage points from 0 on"),
+    ],
+)
+def test_mistakes_in_exporting_end_in_one_line(trained, arguments, message):
+    done = kresnet_command("export", *arguments, cwd=trained[1])
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_lost_images_and_unfinished_runs_are_not_exported(trained, tmp_path):
+    result, _, _ = trained
+    copy = tmp_path / "copy"
+    shutil.copytree(result.run, copy)
+    names = json.loads((copy / "classes.json").read_text())
+    (copy / "classes.json").write_text(json.dumps(names | {"root": str(tmp_path / "moved")}))
+    with pytest.raises(DataError, match=r"where they were in training. Received: .*moved.*png and"):
+        export_run(copy, console=Console(quiet=True))
+    Run.open(copy).update(status="created")
+    with pytest.raises(ConfigError, match=r"Only a finished run.*kresnet resume"):
+        export_run(copy, console=Console(quiet=True))
 
 
 def weights_of(run):

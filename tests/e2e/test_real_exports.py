@@ -1,10 +1,6 @@
-"""The same answers everywhere, on real photos; and a run exported by command."""
+"""The same answers everywhere, on real photos."""
 
 import io
-import json
-import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,16 +9,11 @@ from PIL import Image, ImageOps
 from small_export import strings
 
 import kresnet
-from kresnet.console import Console
 from kresnet.data import pixels
-from kresnet.errors import ConfigError, DataError
-from kresnet.export import golden, publish, replay
+from kresnet.export import publish, replay
 from kresnet.export.contract import Contract
 from kresnet.export.reference import Sample, prepared_pixels
 from kresnet.export.verify import tensor_names
-from kresnet.export.versions import list_versions
-from kresnet.train.run import Run
-from kresnet.workflow import export_run
 
 # How a photo lies in the file, for each EXIF orientation.
 LYING = {
@@ -128,75 +119,3 @@ def test_200_photos_get_the_same_answer_everywhere(shared, tmp_path):
     )
     assert same >= 0.995
     assert np.abs(scores - expected).max() < 0.02
-
-
-@pytest.fixture(scope="module")
-def run(striped, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    result = kresnet.fit(
-        striped, out=folder / "runs", exports=folder / "saved_models", console=Console(quiet=True),
-        variant="resnet20_cifar", weights=None, epochs=2, batch_size=6, precision="float32",
-        val=0.25, keep_photos=False,
-    )  # fmt: skip
-    return result, folder
-
-
-def export(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "kresnet", "export", *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_a_run_is_exported_again_by_command(run):
-    pytest.importorskip("tf2onnx")
-    pytest.importorskip("onnxruntime")
-    result, folder = run
-    done = export(folder, "runs/striped", "--formats", "onnx", "--json")
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert (answer["name"], answer["version"]) == ("striped", 2)
-    assert set(answer["formats"]) == {"saved_model", "model.onnx"}
-    assert answer["formats"]["model.onnx"]["images"] == 12
-    first, second = list_versions(folder / "saved_models", "striped")
-    assert first.path == result.export
-    assert len(first.contract.weights_sha256) == 64
-    assert first.contract.weights_sha256 == second.contract.weights_sha256
-    assert (second.path / "model.onnx").stat().st_size == answer["formats"]["model.onnx"]["bytes"]
-
-
-def test_no_photo_leaves_the_house_if_asked(run, striped):
-    result, _ = run
-    stored, _, _ = golden.load(result.export)
-    assert stored == golden.drawn()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["nowhere"], 2, "A run is a directory that `kresnet train` has written."),
-        (["runs/striped", "--formats", "onxn"], 2, "Received: 'onxn'"),
-        (["runs/striped", "--max-accuracy-loss", "-1"], 2, "percentage points from 0 on"),
-    ],
-)
-def test_mistakes_end_in_one_line(run, arguments, code, message):
-    done = export(run[1], *arguments)
-    assert done.returncode == code
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-
-
-def test_lost_images_and_unfinished_runs_are_told(run, tmp_path):
-    result, _ = run
-    copy = tmp_path / "copy"
-    shutil.copytree(result.run, copy)
-    names = json.loads((copy / "classes.json").read_text())
-    (copy / "classes.json").write_text(json.dumps(names | {"root": str(tmp_path / "moved")}))
-    with pytest.raises(DataError, match=r"where they were in training. Received: .*moved.*png and"):
-        export_run(copy, console=Console(quiet=True))
-    Run.open(copy).update(status="created")
-    with pytest.raises(ConfigError, match=r"Only a finished run.*kresnet resume"):
-        export_run(copy, console=Console(quiet=True))

@@ -57,10 +57,15 @@ def test_every_format_answers_as_the_keras_model(files, name):
     assert len(np.unique(files.reference.scores("pixels").argmax(axis=1))) >= 3
 
 
-@pytest.mark.parametrize("name", ["onnx", "litert"])
-def test_8_bits_are_kept_where_they_cost_little_and_refused_where_they_cost_more(files, name):
+@pytest.mark.parametrize("name", ["onnx", pytest.param("litert", marks=pytest.mark.slow)])
+def test_8_bits_are_kept_where_they_cost_little_and_refused_where_they_cost_more(
+    files, name, monkeypatch
+):
     for module in FORMATS[name].modules:
         pytest.importorskip(module)
+    from kresnet.export import quantize
+
+    monkeypatch.setattr(quantize, "CALIBRATIONS", ("MinMax", "Entropy"))
     kept = FORMATS[name].int8_file
     files.add_int8(name, bound=100.0)
     check = files.checks.pop(kept)

@@ -100,7 +100,7 @@ def test_pixels_are_answered_as_the_file_is(run):
     assert by_pixels["ok"].tolist() == [True, True]
 
 
-def test_classify_takes_examples(small, run):
+def test_classify_takes_examples(small, serve):
     images = [example(image_bytes=GOOD["png"]), example(**{"image/encoded": GOOD["webp"]})]
     other = tf.train.Example(
         features=tf.train.Features(
@@ -108,7 +108,7 @@ def test_classify_takes_examples(small, run):
         )
     ).SerializeToString()
     bad = [example(image_bytes=BAD["junk"]), example(other=b"x"), b"\xff\xfe", other]
-    answer = run("classify", {"inputs": strings(*images, *bad)})
+    answer = serve("classify", {"inputs": strings(*images, *bad)})
     assert set(answer) == {"classes", "scores"}
     expected = expected_scores(small, GOOD["png"], GOOD["webp"])
     np.testing.assert_allclose(answer["scores"][:2], expected, atol=1e-5)
@@ -130,11 +130,11 @@ def grad_cam(small, image, class_index):
     return heat / heat.max() if heat.max() > 0 else heat
 
 
-def test_explain_is_grad_cam(small, run):
+def test_explain_is_grad_cam(small, serve):
     images = list(GOOD.values())
     best = expected_scores(small, *images).argmax(axis=1)
     asked = np.array([-1, 2, 99, 0, 1], np.int32)
-    answer = run("explain", {"image_bytes": strings(*images, BAD["junk"]), "class_index": asked})
+    answer = serve("explain", {"image_bytes": strings(*images, BAD["junk"]), "class_index": asked})
     shown = [best[0], 2, best[2], 0]
     for image, class_index, heat in zip(images, shown, answer["heatmap"], strict=False):
         np.testing.assert_allclose(heat, grad_cam(small, image, class_index), atol=1e-4)
