@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kresnet.errors import ConfigError, DataError, KresnetError
+from kresnet.errors import ConfigError, DataError, KresnetError, ResourceError
 
 if TYPE_CHECKING:
     from kresnet.workflow import Result
@@ -309,6 +309,93 @@ def evaluate(
         _print_json(result.as_dict())
     else:
         typer.echo(f"{result}\n\n{result.table()}")
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="An export: its name, or the path of its folder.")],
+    exports: Exports = Path("saved_models"),
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of HTTP; 0 takes a free one.")] = 8501,
+    grpc_port: Annotated[int, typer.Option(help="Port of gRPC; -1 serves none.")] = 8500,
+    runtime: Annotated[
+        str,
+        typer.Option(help="tensorflow, onnxruntime, openvino, or auto: the fastest that agrees."),
+    ] = "auto",
+    tolerance: Annotated[
+        float, typer.Option(help="Difference of a probability that counts as agreement.")
+    ] = 1e-3,
+    max_batch: Annotated[int, typer.Option(help="Most images computed together.")] = 32,
+    batch_timeout_ms: Annotated[
+        float, typer.Option(help="How long an image waits for others, in milliseconds.")
+    ] = 2.0,
+    max_body_mb: Annotated[float, typer.Option(help="Longest body of a request.")] = 32,
+    max_pixels: Annotated[
+        int, typer.Option(help="Images of more pixels are not decoded.")
+    ] = 50_000_000,
+    max_concurrency: Annotated[
+        int, typer.Option(help="Requests under way; more are told to come back.")
+    ] = 256,
+    timeout_s: Annotated[float, typer.Option(help="Longest time for a request.")] = 30,
+    drain_s: Annotated[
+        float, typer.Option(help="Longest time that accepted requests get after SIGTERM.")
+    ] = 30,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the bearer token that clients must send.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Bind other than loopback without a token.")
+    ] = False,
+    poll_s: Annotated[float, typer.Option(help="How often new versions are looked for.")] = 1,
+    keep: Annotated[int, typer.Option(help="How many of the newest versions are served.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Log no requests.")] = False,
+    print_config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Serve nothing: write to this folder, or to - for standard output, what "
+            "TensorFlow Serving, Docker, Kubernetes and KServe need to serve the export."
+        ),
+    ] = None,
+) -> None:
+    """Serve an export over HTTP and gRPC, with TensorFlow Serving's and KServe's protocols."""
+    from kresnet.serve.settings import Settings, find_export, read_token
+
+    home = find_export(model, exports)
+    if print_config is not None:
+        from kresnet.serve.kit import write_kit
+
+        for path in write_kit(home, print_config, max_batch=max_batch):
+            typer.echo(path)
+        return
+    settings = Settings(
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        runtime=runtime,
+        tolerance=tolerance,
+        max_batch=max_batch,
+        batch_timeout_ms=batch_timeout_ms,
+        max_body_bytes=int(max_body_mb * 2**20),
+        max_pixels=max_pixels,
+        max_concurrency=max_concurrency,
+        timeout_s=timeout_s,
+        drain_s=drain_s,
+        poll_s=poll_s,
+        keep=keep,
+        token=read_token(token_file) if token_file else None,
+        insecure=insecure,
+        log_requests=not quiet,
+    )
+    out = sys.stdout
+    with _reporting():
+        try:
+            from kresnet.serve.server import serve as run
+        except ImportError as error:
+            raise ResourceError(
+                "The server needs packages that are not installed. "
+                f"Received: {error.name!r} missing. Install them: pip install 'kresnet[serve]'"
+            ) from None
+        run(home, settings, lambda line: print(line, file=out, flush=True))
 
 
 @app.command(name="variants", hidden=True, help="The same as `kresnet zoo list`.")
