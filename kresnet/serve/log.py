@@ -31,8 +31,9 @@ def start() -> None:
     handler.setFormatter(_Lines())
     for logger, level in (
         (_LOGGER, logging.INFO),
-        # What uvicorn warns of is what clients send, and it may quote it.
+        # What these warn of is what clients send, and they may quote it.
         (logging.getLogger("uvicorn"), logging.ERROR),
+        (logging.getLogger("python_multipart"), logging.ERROR),
         (logging.getLogger("grpc"), logging.ERROR),
         (logging.getLogger("asyncio"), logging.ERROR),
     ):

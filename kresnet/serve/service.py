@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ from kresnet.serve.status import RequestError, Status, invalid
 
 _BATCH_PIXELS = 100_000_000
 _QUEUE_BATCHES = 32
-_BAD_IMAGE = b"\xff\xd8\xff"
+
+# A grey BMP of one pixel.
+_STAND_IN = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 58, 0, 54, 40, 1, 1, 1, 24, 0, 4, 0, 0, 0, 0)
+_STAND_IN += bytes([128, 128, 128, 0])
 
 
 @dataclass(slots=True)
@@ -114,7 +118,7 @@ class Service:
             raise invalid(
                 f"A request may have at most {self.settings.max_batch} images. Received: {rows}."
             )
-        inputs, pixels = self._within_limits(signature, inputs)
+        inputs, refused, pixels = self._within_limits(signature, inputs)
         runtime = loaded.runtime
         function, prepared = signature.name, inputs
         if runtime.prepares:
@@ -131,16 +135,23 @@ class Service:
             deadline=deadline,
         )
         outputs = runtime.finish(signature.name, outputs)
+        if refused is not None:
+            outputs = _refuse(outputs, refused)
         self.metrics.images.inc(rows)
         if "ok" in outputs:
             self.metrics.refused_images.inc(rows - int(np.count_nonzero(outputs["ok"])))
         return outputs
 
-    def _within_limits(self, signature: Signature, inputs: Arrays) -> tuple[Arrays, int]:
-        """Put a bad image in the place of what is none or announces too many pixels.
+    def _within_limits(
+        self, signature: Signature, inputs: Arrays
+    ) -> tuple[Arrays, np.ndarray | None, int]:
+        """Put a stand-in in the place of what is no image or announces too many pixels.
 
-        Either would get `ok` false from the graph too. It is only that TensorFlow 2.21 keeps about
-        a kilobyte for every file of an unknown format that it refuses, and none for a bad JPEG.
+        The graph would refuse the first by itself, but TensorFlow 2.21 keeps about a kilobyte for
+        each that it refuses.
+
+        Returns:
+            The inputs; bool `(n,)`, which of them are refused, or None; and the pixels in all.
         """
         most = self.settings.max_pixels
         if "images" in inputs:
@@ -149,20 +160,22 @@ class Service:
                 raise invalid(
                     f"An image may have at most {most} pixels. Received: {height} x {width}."
                 )
-            return inputs, int(count * height * width)
-        name, images, bad = "image_bytes", inputs.get("image_bytes"), _BAD_IMAGE
+            return inputs, None, int(count * height * width)
+        name, images, stand_in = "image_bytes", inputs.get("image_bytes"), _STAND_IN
         if signature.method == CLASSIFY and "inputs" in inputs:
-            name, bad = "inputs", example_of_image(_BAD_IMAGE)
+            name, stand_in = "inputs", example_of_image(_STAND_IN)
             images = np.array([*map(image_of_example, inputs["inputs"]), b""], object)[:-1]
         if images is None:
-            return inputs, 0
+            return inputs, None, 0
         areas = [image_area(image) or 0 for image in images]
-        refused = [
-            not is_image(image) or area > most for image, area in zip(images, areas, strict=True)
-        ]
-        if any(refused):
-            inputs = inputs | {name: np.where(refused, bad, inputs[name])}
-        return inputs, sum(area for area in areas if area <= most)
+        refused = np.array(
+            [not is_image(image) or area > most for image, area in zip(images, areas, strict=True)]
+        )
+        if not refused.any():
+            return inputs, None, sum(areas)
+        kept = inputs[name].copy()
+        kept[refused] = stand_in
+        return inputs | {name: kept}, refused, sum(area for area in areas if area <= most)
 
     async def _prepare(
         self, loaded: Loaded, signature: Signature, inputs: Arrays, deadline: float
@@ -192,3 +205,13 @@ class Service:
 
     def _version(self) -> float:
         return self.models.newest.version if self.models.newest else 0
+
+
+def _refuse(outputs: Arrays, refused: np.ndarray) -> Arrays:
+    """Write what the graph answers for a bad image over the answers of the stand-ins."""
+    written = {}
+    for name, array in outputs.items():
+        written[name] = array.copy()
+        if name not in ("labels", "classes"):
+            written[name][refused] = {"label": b"", "abstain": True}.get(name, 0)
+    return written
