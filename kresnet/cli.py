@@ -279,13 +279,20 @@ def predict(
     if as_json:
         _print_json(
             [
-                {"path": str(path), "label": a.label, "score": a.score, "scores": a.scores}
+                {
+                    "path": str(path),
+                    "label": a.label,
+                    "score": a.score,
+                    "scores": a.scores,
+                    "abstain": a.abstain,
+                }
                 for path, a in good
             ]
         )
     else:
         for path, answer in good:
-            typer.echo(f"{path}\t{answer.label}\t{answer.score:.4f}")
+            unsure = "\tunsure" if answer.abstain else ""
+            typer.echo(f"{path}\t{answer.label}\t{answer.score:.4f}{unsure}")
     if bad:
         raise DataError(
             f"An image must be a readable JPEG, PNG, BMP, GIF or WebP. "

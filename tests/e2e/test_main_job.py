@@ -242,13 +242,17 @@ def test_a_run_is_exported_again_by_command(trained, tmp_path):
     pytest.importorskip("tf2onnx")
     pytest.importorskip("onnxruntime")
     result, _, _ = trained
+    copy = tmp_path / "copy"
+    shutil.copytree(result.run, copy)
+    Run.open(copy).update(temperature=1.5, threshold=0.9)  # as calibration leaves them
     arguments = ["--formats", "onnx", "--no-photos", "--exports", tmp_path / "again", "--json"]
-    done = kresnet_command("export", result.run, *arguments, cwd=tmp_path)
+    done = kresnet_command("export", copy, *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert (answer["name"], answer["version"]) == ("stripes", 1)
     assert set(answer["formats"]) == {"saved_model", "model.onnx"}
     (version,) = list_versions(tmp_path / "again", "stripes")
+    assert (version.contract.temperature, version.contract.threshold) == (1.5, 0.9)
     check = version.contract.formats["model.onnx"]
     assert check.images == 12
     assert check.accuracy == check.reference_accuracy == result.validation.accuracy

@@ -20,10 +20,11 @@ from small_export import (
 
 from kresnet.data import pixels
 from kresnet.errors import ExportError
-from kresnet.export import replay
+from kresnet.export import c_api, replay
 from kresnet.export.contract import Contract
 from kresnet.export.saved_model import GRAPHS_BYTES, size_of_saved_model, write_saved_model
 from kresnet.export.verify import tensor_names
+from kresnet.serve.engine import Engine
 
 GOOD = {
     "png": picture(1),
@@ -225,3 +226,30 @@ def test_another_head_is_refused(tmp_path):
     bare = tf.keras.Model(model.inputs[0], model.get_layer("pool").output, name="headless")
     with pytest.raises(ExportError, match=r"must end in global average pooling.*'headless'"):
         write_saved_model(bare, contract, tmp_path)
+
+
+def test_the_engine_answers_each_image_and_refuses_what_an_older_kresnet_wrote(small, tmp_path):
+    _, contract, directory = small
+    engine = Engine(directory)
+    good, bad, unsure = engine.answer([GOOD["png"], BAD["truncated"], GOOD["bmp"]])
+    assert bad is None
+    assert good.label == CLASSES[list(good.scores.values()).index(good.score)]
+    assert (good.abstain, unsure.abstain) == (good.score < 0.42, unsure.score < 0.42)
+    assert good.abstain != unsure.abstain
+
+    class Old(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "image_bytes")])
+        def serve(self, image_bytes):
+            return {"scores": tf.zeros((tf.shape(image_bytes)[0], 5))}
+
+    old = Old()
+    tf.saved_model.save(old, str(tmp_path / "1"), signatures={"serving_bytes": old.serve})
+    contract.save(tmp_path / "1")
+    with pytest.raises(ExportError, match=r"must load. .*older kresnet\). Export again"):
+        Engine(tmp_path / "1")
+
+
+def test_a_tensorflow_without_its_c_library_is_told(monkeypatch):
+    monkeypatch.setattr(c_api.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="libtensorflow_cc"):
+        c_api.Session("nowhere", {})

@@ -77,6 +77,11 @@ def test_the_zoo_imports_tensorflow_only_inside_functions(path):
         assert not any(n.split(".")[0] in ("tensorflow", "torch") for n in names), path
 
 
+def test_what_replays_an_export_knows_nothing_of_kresnet():
+    for name in ("replay.py", "c_api.py"):
+        assert not [n for n in imports(PACKAGE / "export" / name) if n.startswith("kresnet")]
+
+
 def loaded_after(program):
     code = f"import sys\n{program}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -106,7 +111,9 @@ def test_every_command_and_option_has_a_help_text():
         assert command.help, command.name
         for parameter in command.params:
             assert getattr(parameter, "help", None), f"{command.name} {parameter.name}"
-    assert {"train", "resume", "predict", "evaluate", "demo"} <= set(group.commands)
+    assert {"train", "resume", "predict", "evaluate", "export", "exports", "demo"} <= set(
+        group.commands
+    )
 
 
 def test_no_module_is_called_utils():
