@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import numpy as np
 
-CALIBRATIONS: Final = ("MinMax", "Percentile", "Entropy")
-"""Ways to find the range of an activation, the cheapest first; see `quantized`."""
+CALIBRATIONS: Final = ("Percentile", "MinMax", "Entropy")
+"""Ways to find the range of an activation, in the order to try; see `quantized`."""
 
 # All that a ResNet has but the softmax, whose scores 8 bits are too few for. With "Relu" here, it
 # becomes a part of the convolution before it, and nothing in between is in float.
@@ -37,8 +37,8 @@ def quantized(network: Any, images: Sequence[np.ndarray], calibration: str) -> A
     Args:
         network: From `onnx.network`: `prepared` to `scores`, an onnx.ModelProto.
         images: Prepared training images, float32 `(s, s, 3)` each.
-        calibration: "MinMax" keeps every value within the range, "Percentile" all but 0.001 % of
-            them, "Entropy" loses the least information.
+        calibration: "Percentile" keeps all but 0.001 % of the values within the range, "MinMax"
+            every one, "Entropy" loses the least information.
     """
     import onnx
     from onnxruntime import quantization
