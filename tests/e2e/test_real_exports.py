@@ -118,4 +118,4 @@ def test_200_photos_get_the_same_answer_everywhere(shared, tmp_path):
         f"LiteRT, rounded input: top-1 {same:.1%}, max |dp| {np.abs(scores - expected).max():.1e}"
     )
     assert same >= 0.995
-    assert np.abs(scores - expected).max() < 0.02
+    assert np.abs(scores - expected).max() < 0.05
