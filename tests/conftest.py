@@ -15,14 +15,17 @@ import pytest
 from PIL import Image
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-TOGETHER = ("browser", "e2e", "parity", "property")
+TOGETHER = ("e2e", "parity", "property")
 
 
+@pytest.hookimpl(tryfirst=True)  # ahead of xdist's own, which reads the marks
 def pytest_collection_modifyitems(items):
     """Keep the tests of a file that shares a server or a trained model on one process."""
     for item in items:
         path = item.path.relative_to(Path(__file__).parent)
-        if path.parts[0] in TOGETHER or path.stem.startswith(("test_serve", "test_export")):
+        if path.parts[0] == "browser":
+            item.add_marker(pytest.mark.xdist_group("browser"))
+        elif path.parts[0] in TOGETHER or path.stem.startswith(("test_serve", "test_export")):
             item.add_marker(pytest.mark.xdist_group(path.stem))
 
 

@@ -7,7 +7,8 @@ did. Rounds alternate between the servers, because other work on the machine mov
 Needs Linux, for the memory of a process.
 
 MLServer joins where `--mlserver PYTHON` names the interpreter of an environment that has mlserver,
-tensorflow and nothing of kresnet.
+tensorflow and nothing of kresnet; NVIDIA Triton with `--triton PYTHON` and one that has
+nvidia-pytriton and tensorflow.
 """
 
 from __future__ import annotations
@@ -58,6 +59,42 @@ class Photos(MLModel):
         return InferenceResponse(
             model_name=self.name, outputs=[NumpyCodec.encode_output("scores", scores)]
         )
+"""
+
+_TRITON_MODEL = """
+import base64
+import sys
+import numpy as np
+import tensorflow as tf
+from pytriton.decorators import batch
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.triton import Triton, TritonConfig
+
+uri, http, grpc, metrics = sys.argv[1], *map(int, sys.argv[2:])
+module = tf.saved_model.load(uri)
+serve = module.signatures["serving_bytes"]
+
+
+@batch
+def photos(image_bytes):
+    images = [base64.b64decode(text) for text in image_bytes[:, 0]]
+    return {"scores": serve(image_bytes=tf.constant(images))["scores"].numpy()}
+
+
+config = TritonConfig(
+    http_port=http, grpc_port=grpc, metrics_port=metrics, http_address="127.0.0.1", log_verbose=0
+)
+with Triton(config=config) as triton:
+    triton.bind(
+        model_name="photos",
+        infer_func=photos,
+        inputs=[Tensor(name="image_bytes", dtype=bytes, shape=(1,))],
+        outputs=[Tensor(name="scores", dtype=np.float32, shape=(-1,))],
+        config=ModelConfig(
+            max_batch_size=32, batcher=DynamicBatcher(max_queue_delay_microseconds=2000)
+        ),
+    )
+    triton.serve()
 """
 
 
@@ -114,13 +151,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("--tolerance", default="0.001")
     parser.add_argument("--mlserver", help="Python of an environment with mlserver.")
+    parser.add_argument("--triton", help="Python of an environment with nvidia-pytriton.")
     options = parser.parse_args(arguments)
     home = find_export(options.export, Path("saved_models"))
     version = _newest(home)
     images = _images(version, options.images)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         work = Path(folder)
-        rest, infer = _write_bodies(images, work)
+        rest, infer, batched = _write_bodies(images, work)
         serve = ("--runtime", options.runtime, "--tolerance", options.tolerance)
         plain = ("--runtime", "tensorflow")
         targets = {
@@ -135,6 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             targets["MLServer"] = (
                 stack.enter_context(_mlserver(options.mlserver, version, work)),
                 infer,
+            )
+        if options.triton:
+            targets["NVIDIA Triton"] = (
+                stack.enter_context(_triton(options.triton, version, work)),
+                batched,
             )
         rows = {name: Row() for name in targets}
         for target, bodies in targets.values():
@@ -176,7 +219,7 @@ def _live_and_die(
     """Publish a version after a third of the load, and send SIGTERM after two thirds."""
     home = work / "model"
     shutil.copytree(version, home / "1")
-    bodies, _ = _write_bodies(images, work)
+    bodies, *_ = _write_bodies(images, work)
     with _kresnet(home, serve) as target:
         _load(target.url, bodies, 200, options.clients)
         seen: dict[str, Any] = {}
@@ -278,6 +321,28 @@ def _mlserver(python: str, version: Path, work: Path) -> Iterator[Target]:
 
 
 @contextlib.contextmanager
+def _triton(python: str, version: Path, work: Path) -> Iterator[Target]:
+    program = work / "triton.py"
+    program.write_text(_TRITON_MODEL, encoding="utf-8")
+    port = _free_port()
+    ports = [str(port), str(_free_port()), str(_free_port())]
+    with _process([python, str(program), str(version.resolve()), *ports]) as process:
+        url = f"http://127.0.0.1:{port}/v2/models/photos"
+        until = time.monotonic() + 180
+        while not _is_ready(f"{url}/ready"):
+            if time.monotonic() > until or process.poll() is not None:
+                raise DataError(f"Triton must get ready at {url}. Received: nothing. See above.")
+            time.sleep(0.2)
+        yield Target(process, f"{url}/infer")
+
+
+def _is_ready(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
+        return bool(response.status == 200)
+    return False
+
+
+@contextlib.contextmanager
 def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -324,19 +389,21 @@ def _images(version: Path, folder: Path | None) -> list[bytes]:
     return [path.read_bytes() for path in files[::step][:64]]
 
 
-def _write_bodies(images: list[bytes], folder: Path) -> tuple[Path, Path]:
-    """Write the same images as TensorFlow Serving's and as KServe's requests."""
+def _write_bodies(images: list[bytes], folder: Path) -> tuple[Path, Path, Path]:
+    """Write the same images as TensorFlow Serving's, MLServer's and Triton's requests."""
     texts = [base64.b64encode(image).decode() for image in images]
     rest = [
         {"signature_name": "serving_bytes", "instances": [{"image_bytes": {"b64": text}}]}
         for text in texts
     ]
     infer = [
-        {"inputs": [{"name": "image_bytes", "datatype": "BYTES", "shape": [1], "data": [text]}]}
+        {"inputs": [{"name": "image_bytes", "datatype": "BYTES", "shape": shape, "data": [text]}]}
+        for shape in ([1], [1, 1])  # Triton counts the batch apart
         for text in texts
     ]
-    paths = folder / "rest.json", folder / "infer.json"
-    for path, bodies in zip(paths, (rest, infer), strict=True):
+    infer, batched = infer[: len(texts)], infer[len(texts) :]
+    paths = folder / "rest.json", folder / "infer.json", folder / "batched.json"
+    for path, bodies in zip(paths, (rest, infer, batched), strict=True):
         path.write_text(json.dumps(bodies), encoding="utf-8")
     return paths
 

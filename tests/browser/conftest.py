@@ -23,7 +23,7 @@ def colours(tmp_path_factory):
     return write_colours(home, tmp_path_factory.mktemp("labels") / "labels.txt")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # its event loop must be gone when tests elsewhere want one
 def browser():
     names = ("chromium", "chromium-browser", "google-chrome")
     found = os.environ.get("KRESNET_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)

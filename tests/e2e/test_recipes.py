@@ -32,6 +32,7 @@ def test_cifar10_resnet20_trains_from_scratch(striped, tmp_path):
     assert (tmp_path / export / "saved_model.pb").is_file()
 
 
+@pytest.mark.slow
 def test_finetune_folder_takes_a_checkpoint(striped, tmp_path):
     model = randomize(build("resnet20_cifar"))
     save_file(

@@ -298,6 +298,7 @@ def test_public_names_resolve():
         _ = kresnet.bild
 
 
+@pytest.mark.slow
 def test_the_zoo_runs_on_jax_without_tensorflow(tmp_path):
     """Same weights, same outputs and gradients' direction, on another Keras backend."""
     pytest.importorskip("jax")

@@ -42,12 +42,9 @@ SIZES = {
 MEMORY = Path("/proc/meminfo")
 # One of each kind of block, stem, shortcut, norm, attention and pooling.
 TYPICAL = (
-    *("resnet10t", "resnet18", "resnet26d", "resnet50", "resnet50_gn", "resnext50_32x4d"),
-    *("seresnet18", "ecaresnet26t", "cbamresnet50", "skresnet18", "skresnext50_32x4d"),
-    *("resnest14d", "resnest50d_4s2x40d", "res2net50_26w_4s", "resnetaa34d", "resnetblur18"),
-    *("resnetrs50", "resnetv2_18d", "resnetv2_50", "resnetv2_50x1_bit", "resnet50_v2"),
-    *("preresnet18", "resnet20_cifar", "preresnet164_cifar", "wrn16_8_cifar", "plain20_cifar"),
-    "resnet8_cifar",
+    *("resnet18", "resnet50_gn", "resnext50_32x4d", "seresnet18", "ecaresnet26t", "skresnet18"),
+    *("resnest14d", "res2net50_26w_4s", "resnetblur18", "resnetv2_18d", "resnetv2_50x1_bit"),
+    *("resnet50_v2", "resnet20_cifar", "wrn16_8_cifar"),
 )
 # Standardised kernels cannot be damped, so errors of rounding grow as they do in torch's own
 # float32; these reach the bound's order at 50 layers.
@@ -84,7 +81,7 @@ def test_every_variant_has_a_size_to_compare_with():
     assert set(SIZES) == set(VARIANTS)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", marked(VARIANTS))
 def test_size(name):
     params, macs = SIZES[name]
     size = measure(VARIANTS[name])
