@@ -18,15 +18,19 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 TOGETHER = ("e2e", "parity", "property")
 
 
-@pytest.hookimpl(tryfirst=True)  # ahead of xdist's own, which reads the marks
-def pytest_collection_modifyitems(items):
-    """Keep the tests of a file that shares a server or a trained model on one process."""
-    for item in items:
-        path = item.path.relative_to(Path(__file__).parent)
-        if path.parts[0] == "browser":
-            item.add_marker(pytest.mark.xdist_group("browser"))
-        elif path.parts[0] in TOGETHER or path.stem.startswith(("test_serve", "test_export")):
-            item.add_marker(pytest.mark.xdist_group(path.stem))
+def pytest_xdist_make_scheduler(config, log):
+    """Keep tests that share a server, a browser or a trained model on one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            _, folder, file, *_ = nodeid.partition("::")[0].split("/")
+            if folder == "browser":
+                return folder
+            shares = folder in TOGETHER or file.startswith(("test_serve", "test_export"))
+            return file if shares else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
