@@ -146,6 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("export")
     parser.add_argument("--images", type=Path, help="Folder of images to send.")
     parser.add_argument("--requests", type=int, default=10_000, help="For each server.")
+    parser.add_argument(
+        "--peer-requests", type=int, help="For all but the first server; else as many."
+    )
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--runtime", default="auto")
@@ -184,7 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _load(target.url, bodies, max(options.requests // 20, 50), options.clients)  # warm up
         for _ in range(options.rounds):
             for name, (target, bodies) in targets.items():
-                _measure(rows[name], target, bodies, options)
+                is_peer = name != next(iter(targets))
+                count = (options.peer_requests if is_peer else None) or options.requests
+                _measure(rows[name], target, bodies, count // options.rounds, options.clients)
         print(f"{options.clients} clients, {len(images)} images, export {version}\n")
         print("| server | requests/s | p50 / p95 / p99 ms | errors | memory MB (growth) |")
         print("|---|---|---|---|---|")
@@ -194,10 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _live_and_die(version, images, Path(folder), serve, options)
 
 
-def _measure(row: Row, target: Target, bodies: Path, options: argparse.Namespace) -> None:
+def _measure(row: Row, target: Target, bodies: Path, requests: int, clients: int) -> None:
     before = target.memory_mb()
     start = time.perf_counter()
-    seen = _load(target.url, bodies, options.requests // options.rounds, options.clients)
+    seen = _load(target.url, bodies, requests, clients)
     seconds = time.perf_counter() - start
     latencies = [latency for _, latency in seen["latencies_ms"]]
     if latencies:
