@@ -7,12 +7,13 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 import tensorflow as tf
 
 from kresnet.data import pixels
+from kresnet.data.items import Item
 
 _IMAGE_NAME: Final = re.compile(
     r"\.(jpe?g|jpe|jfif|png|bmp|dib|gif|webp|tiff?|hei[cf]|avif|jxl|jp2|psd|svg)", re.IGNORECASE
@@ -42,24 +43,26 @@ class Facts:
     height: int
     width: int
     digest: str
+    traits: str = ""
+    look: bytes = b""
 
 
-def examine(path: Path) -> Facts | str | None:
-    """Read and decode a file.
+def examine(item: Item) -> Facts | str | None:
+    """Read and decode an image.
 
     Args:
-        path: The file. Its content decides what it is; its name, whether it ought to be an image.
+        item: Its content decides what it is; its name, whether it ought to be an image.
 
     Returns:
         The facts of a usable image; the reason, in a few words, if the file is an unusable image
         or only named like one; None if it is anything else.
     """
+    path = Path(item.member or item.path)
     try:
-        with path.open("rb") as file:
-            contents = file.read(256)
-            kind = _kind(contents)
-            if kind in _DECODABLE:
-                contents += file.read()
+        contents = item.read(256)
+        kind = _kind(contents)
+        if kind in _DECODABLE:
+            contents = item.read()
     except OSError as error:
         return f"cannot be read: {error.strerror}" if is_named_image(path) else None
     if kind is None:
@@ -73,7 +76,7 @@ def examine(path: Path) -> Facts | str | None:
     return Facts(int(height), int(width), hashlib.sha256(contents).hexdigest())
 
 
-def is_named_image(path: Path) -> bool:
+def is_named_image(path: PurePath) -> bool:
     """Return whether the extension is that of an image, of a format we can decode or not."""
     return _IMAGE_NAME.fullmatch(path.suffix) is not None
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from kresnet.data import augment, pixels
+from kresnet.data import augment, items, pixels
 from kresnet.data.scan import Row
 from kresnet.zoo.cards import Preprocessing
 
@@ -23,10 +23,10 @@ def evaluation_batches(
     The last batch holds what is left, so no image is dropped or counted twice.
     """
 
-    def load(path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return pixels.prepare(tf.io.read_file(path), preprocessing), label
+    def load(place: tuple[tf.Tensor, ...], label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return pixels.prepare(items.read(*place), preprocessing), label
 
-    dataset = tf.data.Dataset.from_tensor_slices((_paths(rows), _labels(rows)))
+    dataset = tf.data.Dataset.from_tensor_slices((items.places(rows), _labels(rows)))
     return _batched(dataset.map(load, _THREADS), batch_size)
 
 
@@ -55,7 +55,7 @@ class TrainingData:
         flip: bool,
         seed: int,
     ) -> None:
-        self._paths, self._labels = _paths(rows), _labels(rows)
+        self._places, self._labels = items.places(rows), _labels(rows)
         self._batch_size = min(batch_size, len(rows))
         self._preprocessing = preprocessing
         self._min_area, self._flip, self._seed = min_area, flip, seed
@@ -63,7 +63,7 @@ class TrainingData:
     @property
     def steps(self) -> int:
         """Batches that hold every image at least once."""
-        return -(-len(self._paths) // self._batch_size)
+        return -(-len(self._labels) // self._batch_size)
 
     def batches(self, start: int = 0) -> tf.data.Dataset:
         """Return the batches from number `start` on, without end.
@@ -73,14 +73,15 @@ class TrainingData:
         Returns:
             A dataset of `(images float32 (b, s, s, 3), labels int32 (b,))`.
         """
-        paths, labels = tf.constant(self._paths), tf.constant(self._labels)
-        count, preprocessing = len(self._paths), self._preprocessing
+        places = [tf.constant(part) for part in self._places]
+        labels = tf.constant(self._labels)
+        count, preprocessing = len(self._labels), self._preprocessing
 
         def load(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             which = tf.random.experimental.index_shuffle(
                 number % count, tf.stack([self._seed, number // count]), count - 1
             )
-            image = pixels.decode(tf.io.read_file(paths[which]))
+            image = pixels.decode(items.read(*(part[which] for part in places)))
             shape = tf.shape(image)
             seed = tf.stack([self._seed, 2 * number])
             box = augment.random_box(shape[0], shape[1], seed, min_area=self._min_area)
@@ -102,10 +103,6 @@ def _batched(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
     # Its optimiser runs on for seconds after the last batch, and freeing the iterator waits for it.
     options.autotune.enabled = False
     return dataset.batch(batch_size).prefetch(2).with_options(options)
-
-
-def _paths(rows: Sequence[Row]) -> np.ndarray:
-    return np.array([os.fsencode(row.path) for row in rows], dtype=object)
 
 
 def _labels(rows: Sequence[Row]) -> np.ndarray:

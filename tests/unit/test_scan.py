@@ -342,6 +342,24 @@ def test_index_on_disk_is_exact(tmp_path):
     assert b"plain/plain.png,plain,train,3,4," in (tmp_path / "index.csv").read_bytes()
 
 
+def test_optional_columns_are_written_where_they_say_something(tmp_path):
+    plain = Row("/data/a.png", 0, "train", 3, 4, "ab" * 32)
+    rich = Row(
+        "/elsewhere/x.tar", 1, None, 5, 6, "cd" * 32, 512, 1234, "b/1, é.png", "g 1", 0.25,
+        "exif-6 grey", b"not saved",
+    )  # fmt: skip
+    far = Row("gs://bucket/a//b.png", 1, "val", 5, 6, "ef" * 32, size=0, weight=0.0)
+    index = Index("/data", ("a", "b"), (plain, rich, far), ())
+    index.save(tmp_path)
+    header, first, *_ = (tmp_path / "index.csv").read_text("utf-8").splitlines()
+    assert header.endswith("digest,offset,size,member,group,weight,traits")
+    assert first.startswith("a.png,a,train,3,4,")
+    loaded = Index.load(tmp_path)
+    assert loaded == index
+    assert loaded.rows[1].look == b""
+    assert loaded.rows[1].name == "/elsewhere/x.tar::b/1, é.png"
+
+
 def test_scanned_index_survives_the_disk(tmp_path):
     root = tmp_path / "pho,tos"
     for name in NAMES:

@@ -1,0 +1,191 @@
+"""One image of a source, wherever its bytes are: a file of its own, or a part of a larger one."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+Split = Literal["train", "val", "test"]
+
+SPLITS: Final[dict[str, Split]] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""What people call the splits, in lower case."""
+
+WHOLE: Final = -1
+"""The size of a part that ends with its file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a source before it is read.
+
+    Attributes:
+        path: Absolute path of the file that holds the bytes, or a URL of `tf.io.gfile`, as gs://.
+        label: Name of its class.
+        split: What the source says the image is for, if it does.
+        offset: Where the image starts in the file, in bytes.
+        size: Length in bytes; -1 is up to the end of the file.
+        member: Its name inside an archive or a shard; "" for a file of its own.
+        group: Images of a group belong into one split; "" is no group.
+        weight: How much the image counts in training, 1 for most.
+    """
+
+    path: str
+    label: str
+    split: Split | None = None
+    offset: int = 0
+    size: int = WHOLE
+    member: str = ""
+    group: str = ""
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The path, and inside of what has members `path::member`: for messages."""
+        return full_name(self)
+
+    def read(self, limit: int | None = None) -> bytes:
+        """Return the bytes of the image, at most the first `limit`.
+
+        Raises:
+            OSError: They cannot be read.
+        """
+        return read_bytes(self, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file or folder that is left out, by its absolute path, and why, in a few words."""
+
+    path: str
+    reason: str
+
+
+class Place(Protocol):
+    """Where the bytes of an image are; an `Item` or a `Row`."""
+
+    @property
+    def path(self) -> str: ...  # noqa: D102 - as in Item
+
+    @property
+    def offset(self) -> int: ...  # noqa: D102 - as in Item
+
+    @property
+    def size(self) -> int: ...  # noqa: D102 - as in Item
+
+    @property
+    def member(self) -> str: ...  # noqa: D102 - as in Item
+
+
+def full_name(place: Place) -> str:
+    """Return the path of an image, with `::member` behind it where it is a part of a file."""
+    return f"{place.path}::{place.member}" if place.member else place.path
+
+
+def is_url(path: str) -> bool:
+    """Return whether a path is for `tf.io.gfile` and not for the operating system."""
+    return "://" in path
+
+
+def read_bytes(place: Place, limit: int | None = None) -> bytes:
+    """Return the bytes of an image, at most the first `limit`.
+
+    Raises:
+        OSError: They cannot be read, or the file is shorter than they are.
+    """
+    size = place.size if limit is None else min(place.size % 2**63, limit)
+    if is_url(place.path):
+        return _read_url(place.path, place.offset, size)
+    with open(place.path, "rb") as file:
+        file.seek(place.offset)
+        contents = file.read(size)
+    if limit is None and len(contents) < size:
+        raise _cut(place.path)
+    return contents
+
+
+def read(path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Read an image inside of `tf.data`.
+
+    Args:
+        path: Scalar string.
+        offset: int64 scalar, where the image starts in the file.
+        size: int64 scalar, its length; negative is the whole file, which Python takes no part in.
+
+    Returns:
+        Scalar string, the bytes.
+
+    Raises:
+        tf.errors.OpError: They cannot be read.
+    """
+    contents = tf.cond(
+        size < 0,
+        lambda: tf.io.read_file(path),
+        lambda: tf.numpy_function(_read_part, [path, offset, size], tf.string),
+    )
+    return tf.ensure_shape(contents, ())
+
+
+def places(images: Sequence[Place]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return paths (bytes), offsets and sizes (int64) of images, `(n,)` each, as `read` takes."""
+    paths = np.array([os.fsencode(image.path) for image in images], dtype=object)
+    offsets = np.array([image.offset for image in images], dtype=np.int64)
+    return paths, offsets, np.array([image.size for image in images], dtype=np.int64)
+
+
+def as_files(images: Sequence[Place], folder: Path) -> list[str]:
+    """Return a path for each image, for readers that know nothing of parts of files.
+
+    Args:
+        images: Rows or items.
+        folder: Where copies of the images go that are parts of files or behind URLs.
+    """
+    paths = []
+    for number, image in enumerate(images):
+        path = image.path
+        if image.size != WHOLE or is_url(path):
+            copy = folder / f"{number}"
+            copy.write_bytes(read_bytes(image))
+            path = str(copy)
+        paths.append(path)
+    return paths
+
+
+def _read_part(path: bytes, offset: np.int64, size: np.int64) -> bytes:
+    name = os.fsdecode(path)
+    if is_url(name):
+        return _read_url(name, int(offset), int(size))
+    file = os.open(path, os.O_RDONLY)
+    try:
+        contents = os.pread(file, int(size), int(offset))
+    finally:
+        os.close(file)
+    if len(contents) < size:
+        raise _cut(name)
+    return contents
+
+
+def _cut(path: str) -> OSError:
+    return OSError(errno.EIO, "its file ends inside of the image", path)
+
+
+def _read_url(path: str, offset: int, size: int) -> bytes:
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, error.message, path) from None

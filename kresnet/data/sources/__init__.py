@@ -1,0 +1,52 @@
+"""Where images come from: each kind of source as a list of items, none of them read yet."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kresnet.data.items import Item, Problem, Split
+from kresnet.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source holds.
+
+    Attributes:
+        root: Absolute path of the folder that the paths of the items are mostly below.
+        items: What may be an image, in no particular order.
+        problems: What is left out.
+        description: The kind of source in a word or two, as "folder", for messages.
+        folders: Split, class and path of each folder that stands for a class, empty ones too.
+        advice: How the images should be given, a sentence, for messages.
+    """
+
+    root: str
+    items: tuple[Item, ...]
+    problems: tuple[Problem, ...]
+    description: str
+    folders: tuple[tuple[Split | None, str, str], ...] = ()
+    advice: str = ""
+
+
+def listing(source: str | Path) -> Listing:
+    """List the images of a source without reading them.
+
+    Args:
+        source: A folder of class folders.
+
+    Raises:
+        DataError: There is no such source, or its images have no classes.
+    """
+    from kresnet.data.sources import folder
+
+    root = Path(os.path.abspath(source))  # not resolved: a linked folder keeps its name
+    if root.is_dir():
+        return folder.listing(root)
+    raise DataError(
+        f"The images must be in a folder. Received: source={str(source)!r}, which is "
+        f"{'not a folder' if root.exists() else 'not there'}. Give the path of a folder that "
+        "has a folder for each class."
+    )
