@@ -39,13 +39,14 @@ def listing(source: str | Path) -> Listing:
 
             - A folder of class folders, or of such folders under train, val and test.
             - A folder with a `metadata.csv`, `.jsonl` or `.parquet`, or with one in each split.
+            - A zip or tar file of the first.
             - A manifest: a `.csv`, `.jsonl` or `.parquet` file with the columns path and label.
 
     Raises:
         DataError: There is no such source, its images have no classes, or it is damaged.
         ResourceError: A package that it needs is not installed.
     """
-    from kresnet.data.sources import folder, manifest
+    from kresnet.data.sources import archive, folder, manifest
 
     root = Path(os.path.abspath(source))  # not resolved: a linked folder keeps its name
     if root.is_dir():
@@ -54,8 +55,11 @@ def listing(source: str | Path) -> Listing:
         return folder.listing(root)
     if root.is_file() and root.suffix.lower() in manifest.SUFFIXES:
         return manifest.listing(root)
+    if root.is_file() and archive.is_archive(root):
+        return archive.listing(root)
     raise DataError(
         f"The images must be in a folder. Received: source={str(source)!r}, which is "
         f"{'not a folder' if root.exists() else 'not there'}. Give the path of a folder that "
-        "has a folder for each class, or of a manifest (.csv, .jsonl, .parquet)."
+        "has a folder for each class, of a manifest (.csv, .jsonl, .parquet), or of a zip or tar "
+        "file."
     )

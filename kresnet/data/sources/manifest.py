@@ -56,7 +56,7 @@ def metadata_files(folder: Path) -> list[tuple[Path, Split | None]]:
     """
     if own := _metadata(folder):
         return [(own, None)]
-    found = []
+    found: list[tuple[Path, Split | None]] = []
     for data in (folder, folder / "data"):
         for inner in sorted(data.iterdir()) if data.is_dir() else ():
             split = SPLITS.get(inner.name.lower())
