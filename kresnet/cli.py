@@ -45,6 +45,10 @@ zoo = typer.Typer(
 app.add_typer(zoo, name="zoo")
 
 
+data_app = typer.Typer(no_args_is_help=True, help="The images: pack them into large files.")
+app.add_typer(data_app, name="data")
+
+
 class Precision(StrEnum):
     """Choices of --precision."""
 
@@ -66,6 +70,13 @@ class Order(StrEnum):
 Json = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON value on standard output.")
 ]
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="Folder with a folder of images for each class, a zip or tar file of it, a manifest "
+        "(.csv, .jsonl, .parquet), shards, or tfds:NAME."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder of the runs.")]
 Exports = Annotated[Path, typer.Option(help="Folder of the exports.")]
 
@@ -79,7 +90,7 @@ NoPhotos = Annotated[
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder with a folder of images for each class.")],
+    data: Data,
     variant: Annotated[str, typer.Option(help="A name that `kresnet zoo list` prints.")] = (
         "resnet50"
     ),
@@ -304,7 +315,7 @@ def predict(
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="An export: NAME or NAME/VERSION.")],
-    data: Annotated[Path, typer.Argument(help="Folder with a folder of images for each class.")],
+    data: Data,
     as_json: Json = False,
 ) -> None:
     """Score an export on labelled images, every image once."""
@@ -492,6 +503,38 @@ def fetch(
     else:
         for path in paths:
             typer.echo(path)
+
+
+@data_app.command()
+def pack(
+    data: Data,
+    out: Annotated[Path, typer.Argument(help="Folder to be made; its name is the data set's.")],
+    shards: Annotated[
+        int | None, typer.Option(help="Files a split; without it they are of 128 MiB.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write images as TFRecord shards with checksums, which kresnet and TFDS read."""
+    with _reporting() as console:
+        from kresnet.data.pack import pack as write
+        from kresnet.data.scan import scan
+
+        index = scan(
+            data, progress=lambda done, total: console.status(f"reading {done} / {total} images")
+        )
+        packed = write(
+            index,
+            out,
+            shards=shards,
+            progress=lambda done, total: console.status(f"packing {done} / {total} images"),
+        )
+    if as_json:
+        _print_json({**asdict(packed), "path": str(packed.path), "left_out": len(index.problems)})
+        return
+    for split, count in packed.images.items():
+        typer.echo(f"{split}\t{count} images\t{packed.shards[split]} shards")
+    for problem in index.problems:
+        typer.echo(f"left out\t{problem.path}\t{problem.reason}", err=True)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ nothing else.
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,9 @@ import tensorflow as tf
 
 import kresnet
 from kresnet.console import Console
-from kresnet.data.scan import Index, scan
+from kresnet.data.items import as_files
+from kresnet.data.scan import Index, Row, scan
+from kresnet.data.sources import absolute, name_of
 from kresnet.data.split import split
 from kresnet.errors import ConfigError, DataError, Interrupted
 from kresnet.evaluate.metrics import Evaluation, evaluation, save_confusion_picture
@@ -31,7 +34,7 @@ from kresnet.export.formats import choose_formats
 from kresnet.export.publish import MAX_ACCURACY_LOSS, Exported, export
 from kresnet.export.reference import Sample
 from kresnet.export.versions import latest_version
-from kresnet.serve.engine import Engine
+from kresnet.serve.engine import Answer, Engine
 from kresnet.train.recipe import Recipe, plan
 from kresnet.train.run import Run
 from kresnet.train.stages import Trained, train
@@ -43,6 +46,7 @@ from kresnet.zoo.variants import variant_config
 _SAMPLES = 64  # images that an export is checked on after training
 _MOST_SAMPLES = 500  # and when it is made again, at leisure
 _CALIBRATION = 200  # images that set the ranges of 8-bit files
+_ANSWERED = 32  # images in memory while an export is scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,8 @@ def fit(
 
     Args:
         data: A folder with one folder of images for each class, or with such folders under
-            train, val and test. It is only read.
+            train, val and test, or another source of `kresnet.data.sources.listing`. It is only
+            read.
         variant: A key of `kresnet.VARIANTS`, or one with a tag, as "resnet50.a1_in1k".
         weights: A tag, as "imagenet", the path of a checkpoint, or None to train from scratch. Of
             no account where the variant has a tag.
@@ -131,8 +136,7 @@ def fit(
         ExportError: The export did not agree with the model.
     """
     console = console or Console()
-    source = Path(data)
-    name = name or source.resolve().name
+    name = name or name_of(data)
     if name.startswith(".") or Path(name).name != name:
         raise ConfigError(f"`name` must be the plain name of a folder. Received: name={name!r}.")
     variant, tag = split_name(variant)
@@ -146,7 +150,7 @@ def fit(
         weights = str(find_weights(variant, weights).resolve())
     planned = partial(
         plan,
-        data=str(source.resolve()),
+        data=absolute(data),
         variant=variant,
         weights=weights,
         image_size=config.image_size,
@@ -154,7 +158,7 @@ def fit(
     )
     draft = planned(num_images=1, classes=())  # tells wrong settings before images are read
     index = scan(
-        source,
+        data,
         max_bad=draft.max_bad,
         progress=lambda done, total: console.status(f"reading {done} / {total} images"),
     )
@@ -187,8 +191,7 @@ def evaluate_export(
 
     Args:
         model: An export, `NAME` or `NAME/VERSION`.
-        data: A folder with one folder for each class; its splits, if any, are taken together.
-            Classes are matched by name.
+        data: As for `fit`; its splits, if any, are taken together. Classes are matched by name.
         console: Where to report; None reports to standard error.
 
     Raises:
@@ -207,10 +210,10 @@ def evaluate_export(
             f"Every class must be one of the export's {len(classes)}. Received: "
             f"{', '.join(map(repr, unknown[:3]))} in {data}. Rename or remove its folder."
         )
-    answers = engine.answer_files(
-        [row.path for row in index.rows],
-        progress=lambda done: console.status(f"scoring {done} / {len(index.rows)} images"),
-    )
+    answers: list[Answer | None] = []
+    for start in range(0, len(index.rows), _ANSWERED):
+        answers += engine.answer([_contents(row) for row in index.rows[start : start + _ANSWERED]])
+        console.status(f"scoring {len(answers)} / {len(index.rows)} images")
     probabilities = np.array(
         [[a.scores[name] for name in classes] for a in answers if a is not None]
     )
@@ -266,9 +269,9 @@ def export_run(
             f"Only a finished run can be exported. Received: {path}, with the status "
             f"{info.get('status')!r}. Finish it with: kresnet resume {path}"
         )
-    samples = _samples(run, _MOST_SAMPLES)
-    calibration = [s.path for s in _samples(run, _CALIBRATION, "train")] if int8 else []
-    lost = [name for name in (*(s.path for s in samples), *calibration) if not Path(name).is_file()]
+    rows = _spread(run, _MOST_SAMPLES)
+    calibration = _spread(run, _CALIBRATION, "train") if int8 else []
+    lost = [row.path for row in (*rows, *calibration) if not tf.io.gfile.exists(row.path)]
     if lost:
         raise DataError(
             "The run's images must be where they were in training. "
@@ -283,18 +286,19 @@ def export_run(
         dtype="float32",
         weights=run.weights,
     )
-    exported = export(
-        model,
-        contract,
-        Path(info["exports"] if exports is None else exports),
-        samples=samples,
-        formats=chosen,
-        int8=int8,
-        calibration=calibration,
-        max_accuracy_loss=max_accuracy_loss,
-        keep_photos=info.get("keep_photos", True) if keep_photos is None else keep_photos,
-        progress=console.status,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        exported = export(
+            model,
+            contract,
+            Path(info["exports"] if exports is None else exports),
+            samples=_samples(rows, Path(folder)),
+            formats=chosen,
+            int8=int8,
+            calibration=[s.path for s in _samples(calibration, Path(folder) / "calibration")],
+            max_accuracy_loss=max_accuracy_loss,
+            keep_photos=info.get("keep_photos", True) if keep_photos is None else keep_photos,
+            progress=console.status,
+        )
     exported = replace(exported, path=_short(exported.path), remarks=(*hints, *exported.remarks))
     for remark in exported.remarks:
         console.line("omitted", remark)
@@ -347,14 +351,15 @@ def _evaluate(run: Run, trained: Trained, console: Console) -> tuple[Evaluation,
 
 
 def _export(run: Run, trained: Trained, console: Console, exports: Path) -> Path:
-    exported = export(
-        trained.model,
-        _contract(run),
-        exports,
-        samples=_samples(run, _SAMPLES),
-        keep_photos=run.info.get("keep_photos", True),
-        progress=console.status,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        exported = export(
+            trained.model,
+            _contract(run),
+            exports,
+            samples=_samples(_spread(run, _SAMPLES), Path(folder)),
+            keep_photos=run.info.get("keep_photos", True),
+            progress=console.status,
+        )
     path = _short(exported.path)
     console.line("export", str(path))
     console.line("check", str(exported.contract.formats["saved_model"]))
@@ -380,11 +385,28 @@ def _contract(run: Run) -> Contract:
     )
 
 
-def _samples(run: Run, count: int, split: Literal["train", "val"] = "val") -> list[Sample]:
+def _contents(row: Row) -> bytes:
+    try:
+        return row.read()
+    except OSError as error:
+        raise DataError(
+            f"Images must stay where they are. Received: {row.name!r} ({error.strerror}). Put it "
+            "back."
+        ) from None
+
+
+def _spread(run: Run, count: int, split: Literal["train", "val"] = "val") -> list[Row]:
     """Return up to `count` images of a split, spread over the classes, which come in order."""
     rows = run.index.select(split)
     places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-    return [Sample(rows[k].path, rows[k].label) for k in places]
+    return [rows[k] for k in places]
+
+
+def _samples(rows: Sequence[Row], folder: Path) -> list[Sample]:
+    """Return images as files for other processes; those inside of large files are copied out."""
+    folder.mkdir(exist_ok=True)
+    paths = as_files(rows, folder)
+    return [Sample(path, row.label) for path, row in zip(paths, rows, strict=True)]
 
 
 def _short(path: Path) -> Path:

@@ -32,7 +32,7 @@ class Listing:
 
 
 def listing(source: str | Path) -> Listing:
-    """List the images of a source without reading them.
+    """List the images of a source without decoding them.
 
     Args:
         source: One of these:
@@ -41,25 +41,63 @@ def listing(source: str | Path) -> Listing:
             - A folder with a `metadata.csv`, `.jsonl` or `.parquet`, or with one in each split.
             - A zip or tar file of the first.
             - A manifest: a `.csv`, `.jsonl` or `.parquet` file with the columns path and label.
+            - `tfds:NAME[:CONFIG][@SPLITS]`, or the folder of a prepared data set.
+            - A folder of TFRecord or ArrayRecord shards, as `kresnet data pack` writes, or a file.
 
     Raises:
         DataError: There is no such source, its images have no classes, or it is damaged.
         ResourceError: A package that it needs is not installed.
     """
-    from kresnet.data.sources import archive, folder, manifest
+    from kresnet.data.sources import archive, manifest, shards, tfds
 
+    if is_tfds(source):
+        return tfds.listing(str(source))
     root = Path(os.path.abspath(source))  # not resolved: a linked folder keeps its name
     if root.is_dir():
-        if found := manifest.metadata_files(root):
-            return manifest.folder_listing(root, found)
-        return folder.listing(root)
+        return _folder(root)
     if root.is_file() and root.suffix.lower() in manifest.SUFFIXES:
         return manifest.listing(root)
     if root.is_file() and archive.is_archive(root):
         return archive.listing(root)
+    if root.is_file() and shards.is_shard(root.name):
+        return shards.listing([root], root.parent)
     raise DataError(
         f"The images must be in a folder. Received: source={str(source)!r}, which is "
         f"{'not a folder' if root.exists() else 'not there'}. Give the path of a folder that "
-        "has a folder for each class, of a manifest (.csv, .jsonl, .parquet), or of a zip or tar "
-        "file."
+        "has a folder for each class, of a manifest (.csv, .jsonl, .parquet), of a zip or tar "
+        "file, of TFRecord shards, or tfds:NAME."
     )
+
+
+def _folder(root: Path) -> Listing:
+    from kresnet.data.sources import folder, manifest, shards, tfds
+
+    if (root / shards.MANIFEST).is_file():
+        return shards.packed_listing(root)
+    if (root / "dataset_info.json").is_file() and (root / "features.json").is_file():
+        return tfds.folder_listing(root)
+    if found := shards.find_shards(root):
+        return shards.listing(found, root)
+    if tables := manifest.metadata_files(root):
+        return manifest.folder_listing(root, tables)
+    return folder.listing(root)
+
+
+def is_tfds(source: str | Path) -> bool:
+    """Return whether a source is a data set of TFDS by name, and so not a path."""
+    return str(source).startswith("tfds:")
+
+
+def absolute(source: str | Path) -> str:
+    """Return the source as it can be found from any folder."""
+    return str(source) if is_tfds(source) else str(Path(source).resolve())
+
+
+def name_of(source: str | Path) -> str:
+    """Return a name for what is made of a source: that of the folder, file or data set."""
+    if is_tfds(source):
+        from kresnet.data.sources import tfds
+
+        return tfds.name_of(str(source))
+    path = Path(source).resolve()
+    return path.name if path.is_dir() else path.name.split(".")[0] or path.name
