@@ -22,9 +22,9 @@ import tensorflow as tf
 
 import kresnet
 from kresnet.console import Console
-from kresnet.data.items import as_files
+from kresnet.data.items import WHOLE, as_files
 from kresnet.data.scan import Index, Row, scan
-from kresnet.data.sources import absolute, name_of
+from kresnet.data.sources import absolute, listing, name_of
 from kresnet.data.split import split
 from kresnet.errors import ConfigError, DataError, Interrupted
 from kresnet.evaluate.metrics import Evaluation, evaluation, save_confusion_picture
@@ -181,7 +181,9 @@ def resume(path: str | Path, *, console: Console | None = None) -> Result:
     Raises:
         ConfigError: There is no run at `path`.
     """
-    return _finish(Run.open(path), console or Console())
+    run = Run.open(path)
+    _restore(run)
+    return _finish(run, console or Console())
 
 
 def evaluate_export(
@@ -269,6 +271,7 @@ def export_run(
             f"Only a finished run can be exported. Received: {path}, with the status "
             f"{info.get('status')!r}. Finish it with: kresnet resume {path}"
         )
+    _restore(run)
     rows = _spread(run, _MOST_SAMPLES)
     calibration = _spread(run, _CALIBRATION, "train") if int8 else []
     lost = [row.path for row in (*rows, *calibration) if not tf.io.gfile.exists(row.path)]
@@ -383,6 +386,13 @@ def _contract(run: Run) -> Contract:
         threshold=info.get("threshold"),
         weights_sha256=sha256(run.weights.read_bytes()).hexdigest(),
     )
+
+
+def _restore(run: Run) -> None:
+    """Unpack the run's images again where they have been removed from the cache."""
+    paths = {row.path for row in run.index.rows if row.size != WHOLE}
+    if not all(tf.io.gfile.exists(path) for path in paths):
+        listing(run.recipe.data)
 
 
 def _contents(row: Row) -> bytes:

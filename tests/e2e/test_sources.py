@@ -1,0 +1,42 @@
+"""The whole job on images inside of large files: what is trained, exported and scored."""
+
+import shutil
+
+import pytest
+
+from kresnet.console import Console
+from kresnet.data.pack import pack
+from kresnet.data.scan import scan
+from kresnet.workflow import evaluate_export, export_run, fit
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("KRESNET_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def sources(striped, tmp_path):
+    """The same images as a compressed archive and as shards."""
+    pytest.importorskip("tensorflow_datasets")
+    archive = shutil.make_archive(str(tmp_path / "striped"), "gztar", striped)
+    return archive, pack(scan(striped), tmp_path / "shards", shards=2).path
+
+
+@pytest.mark.slow
+def test_the_whole_job_on_shards_and_archives(home, sources, tmp_path):
+    archive, shards = sources
+    settings = {
+        "variant": "resnet8_cifar", "weights": None, "epochs": 1, "precision": "float32",
+        "batch_size": 8, "exports": tmp_path / "exports", "console": Console(quiet=True),
+    }  # fmt: skip
+    result = fit(shards, name="of shards", out=tmp_path / "runs", **settings)
+    assert (result.export / "saved_model.pb").is_file()
+    assert evaluate_export(result.export, archive).n == 48
+    same = fit(archive, out=tmp_path / "runs", **settings)
+    assert same.run.name == "striped"
+    assert same.validation.accuracy == result.validation.accuracy
+    shutil.rmtree(tmp_path / "home")  # what was unpacked comes back
+    assert export_run(
+        same.run, exports=tmp_path / "again", console=Console(quiet=True)
+    ).path.is_dir()
