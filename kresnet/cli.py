@@ -603,6 +603,8 @@ def _show(result: Result, as_json: bool, photo: str = "PHOTO.jpg") -> None:
     minutes, seconds = divmod(round(result.seconds), 60)
     typer.echo(f"{split} accuracy {final} in {minutes}:{seconds:02d}\n")
     typer.echo(f"{final.table()}\n")
+    if result.export is None:
+        return
     home = result.export.parent
     typer.echo(
         f"next    kresnet predict {home} {photo}\n"

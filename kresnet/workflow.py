@@ -22,6 +22,7 @@ import tensorflow as tf
 
 import kresnet
 from kresnet.console import Console
+from kresnet.data.arrays import channels
 from kresnet.data.items import WHOLE, as_files
 from kresnet.data.scan import Index, Row, scan
 from kresnet.data.sources import absolute, listing, name_of
@@ -46,6 +47,7 @@ from kresnet.zoo.variants import variant_config
 _SAMPLES = 64  # images that an export is checked on after training
 _MOST_SAMPLES = 500  # and when it is made again, at leisure
 _CALIBRATION = 200  # images that set the ranges of 8-bit files
+_ARRAYS = "images that are more than 8-bit RGB cannot be exported"
 _ANSWERED = 32  # images in memory while an export is scored
 
 
@@ -55,7 +57,8 @@ class Result:
 
     Attributes:
         run: Directory of the run.
-        export: The published SavedModel, `saved_models/NAME/VERSION`.
+        export: The published SavedModel, `saved_models/NAME/VERSION`; None for images that are
+            more than 8-bit RGB, which cannot be exported.
         validation: Evaluation on the images that the kept stage was chosen by.
         test: Evaluation on images that nothing was chosen by; None if there are none.
         probe: The probe's `accuracy`, `loss` and `seconds`; None when training from scratch.
@@ -64,7 +67,7 @@ class Result:
     """
 
     run: Path
-    export: Path
+    export: Path | None
     validation: Evaluation
     test: Evaluation | None
     probe: dict[str, float] | None
@@ -86,7 +89,7 @@ class Result:
 
         return {
             "run": str(self.run),
-            "export": str(self.export),
+            "export": str(self.export) if self.export else None,
             "validation": brief(self.validation),
             "test": brief(self.test),
             "probe": self.probe,
@@ -206,6 +209,8 @@ def evaluate_export(
     index = scan(
         data, progress=lambda done, total: console.status(f"reading {done} / {total} images")
     )
+    if channels(index.rows) is not None:
+        raise DataError(f"An export takes photos. Received: source={str(data)!r}, and {_ARRAYS}.")
     unknown = [name for name in index.classes if name not in classes]
     if unknown:
         raise DataError(
@@ -271,6 +276,8 @@ def export_run(
             f"Only a finished run can be exported. Received: {path}, with the status "
             f"{info.get('status')!r}. Finish it with: kresnet resume {path}"
         )
+    if channels(run.index.rows) is not None:
+        raise ConfigError(f"A run on photos can be exported. Received: {path}, and {_ARRAYS}.")
     _restore(run)
     rows = _spread(run, _MOST_SAMPLES)
     calibration = _spread(run, _CALIBRATION, "train") if int8 else []
@@ -316,7 +323,11 @@ def _finish(run: Run, console: Console) -> Result:
             f"the {trained.kept}, which validates better" if trained.probe else "the best epoch",
         )
         validation, test = _evaluate(run, trained, console)
-        exported = _export(run, trained, console, Path(run.info["exports"]))
+        if channels(run.index.rows) is None:
+            exported = _export(run, trained, console, Path(run.info["exports"]))
+        else:
+            exported = None
+            console.line("export", f"none: {_ARRAYS}; the weights are {run.weights}")
     except KeyboardInterrupt:
         raise Interrupted(
             f"Stopped, and what was done is saved. Continue with: kresnet resume {run.path}"

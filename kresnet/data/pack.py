@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import tensorflow as tf
 
+from kresnet.data.arrays import channels
 from kresnet.data.scan import Index, Row
 from kresnet.data.sources.shards import MANIFEST
 from kresnet.errors import ConfigError, DataError, ResourceError
@@ -62,7 +63,7 @@ def pack(
 
     Raises:
         ConfigError: `shards` is not positive, or `out` is there already.
-        DataError: An image is not what it was when it was scanned.
+        DataError: An image is not what it was when it was scanned, or is no photo.
         ResourceError: tensorflow-datasets is not installed, or there is no room.
     """
     out = Path(os.path.abspath(out))
@@ -70,6 +71,11 @@ def pack(
         raise ConfigError(f"`shards` must be 1 or more. Received: shards={shards}.")
     if out.exists():
         raise ConfigError(f"OUT must be a new folder. Received: {str(out)!r}, which is there.")
+    if channels(index.rows) is not None:
+        raise DataError(
+            f"TFDS's images are photos. Received: {index.root!r} with arrays. Keep them as files, "
+            "or in a tar file."
+        )
     tfds = _imported()
     splits = _splits(index)
     done = 0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from kresnet.data import augment, items, pixels
+from kresnet.data import arrays, augment, items, pixels
 from kresnet.data.scan import Row
 from kresnet.zoo.cards import Preprocessing
 
@@ -22,9 +22,10 @@ def evaluation_batches(
 
     The last batch holds what is left, so no image is dropped or counted twice.
     """
+    decode = arrays.decoder(rows)
 
     def load(place: tuple[tf.Tensor, ...], label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return pixels.prepare(items.read(*place), preprocessing), label
+        return pixels.prepare_pixels(decode(items.read(*place)), preprocessing), label
 
     dataset = tf.data.Dataset.from_tensor_slices((items.places(rows), _labels(rows)))
     return _batched(dataset.map(load, _THREADS), batch_size)
@@ -55,6 +56,7 @@ class TrainingData:
         flip: bool,
         seed: int,
     ) -> None:
+        self._decode = arrays.decoder(rows)
         self._places, self._labels = items.places(rows), _labels(rows)
         self._batch_size = min(batch_size, len(rows))
         self._preprocessing = preprocessing
@@ -81,7 +83,7 @@ class TrainingData:
             which = tf.random.experimental.index_shuffle(
                 number % count, tf.stack([self._seed, number // count]), count - 1
             )
-            image = pixels.decode(items.read(*(part[which] for part in places)))
+            image = self._decode(items.read(*(part[which] for part in places)))
             shape = tf.shape(image)
             seed = tf.stack([self._seed, 2 * number])
             box = augment.random_box(shape[0], shape[1], seed, min_area=self._min_area)

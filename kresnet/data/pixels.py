@@ -119,7 +119,8 @@ def normalize(pixels: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
     """Scale pixels to what the weights were trained on: `(pixels / 255 - mean) / std`.
 
     Args:
-        pixels: `(..., w, 3)`, RGB in 0..255, any numeric dtype.
+        pixels: `(..., w, 3)`, RGB in 0..255, any numeric dtype; or with as many channels as
+            `preprocessing` has means, in any units.
         preprocessing: Gives mean and std, for pixels scaled to 0..1.
 
     Returns:
@@ -130,7 +131,7 @@ def normalize(pixels: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
     mean = tf.tile(tf.constant(preprocessing.mean, tf.float32) * 255, [width])
     std = tf.tile(tf.constant(preprocessing.std, tf.float32) * 255, [width])
     # On a CPU, broadcasting along whole rows is ten times faster than along three channels.
-    rows = tf.reshape(pixels, (-1, 3 * width))
+    rows = tf.reshape(pixels, (-1, len(preprocessing.mean) * width))
     return tf.ensure_shape(tf.reshape((rows - mean) / std, tf.shape(pixels)), pixels.shape)
 
 

@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from kresnet.data import arrays
 from kresnet.data.examine import Facts, examine
 from kresnet.data.items import WHOLE, Item, full_name, is_url, read_bytes
 from kresnet.data.items import Problem as Problem
@@ -165,7 +166,7 @@ def scan(
     """Read every image of a source once and list those that can be used.
 
     Hidden files, and files that are neither images nor named like images, are passed over in
-    silence.
+    silence. Where there is no photo at all, NumPy files and TIFF are the images.
 
     Args:
         source: What `kresnet.data.sources.listing` takes, as a folder of class folders.
@@ -182,14 +183,13 @@ def scan(
             allows.
     """
     listed = listing(source)
-    results = zip(listed.items, _examined(listed.items, progress), strict=True)
-    images: list[tuple[Item, Facts]] = []
-    bad: list[Problem] = []
-    for item, result in results:
-        if isinstance(result, Facts):
-            images.append((item, result))
-        elif result:
-            bad.append(Problem(item.name, result))
+    images, bad = _sorted_out(listed.items, examine, progress)
+    if not images:  # no photos, so they may be what only scientists have
+        found, wrong = _sorted_out(listed.items, arrays.examine, progress)
+        seen = {item.name for item, _ in found} | {problem.path for problem in wrong}
+        images, others = arrays.same_channels(found)
+        bad = [problem for problem in bad if problem.path not in seen]
+        bad += wrong + [Problem(item.name, reason) for item, reason in others]
     _check_bad(bad, len(images), max_bad)
     classes = _checked_classes(listed, source, [item for item, _ in images])
 
@@ -263,8 +263,26 @@ def _natural(name: str) -> tuple[list[str | int], str]:
     return [int(part) if k % 2 else part.casefold() for k, part in enumerate(parts)], name
 
 
+def _sorted_out(
+    items: Sequence[Item],
+    examine: Callable[[Item], Facts | str | None],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[tuple[Item, Facts]], list[Problem]]:
+    """Examine images and return the usable ones, and what is wrong with the others."""
+    images: list[tuple[Item, Facts]] = []
+    bad: list[Problem] = []
+    for item, result in zip(items, _examined(items, examine, progress), strict=True):
+        if isinstance(result, Facts):
+            images.append((item, result))
+        elif result:
+            bad.append(Problem(item.name, result))
+    return images, bad
+
+
 def _examined(
-    items: Sequence[Item], progress: Callable[[int, int], None] | None
+    items: Sequence[Item],
+    examine: Callable[[Item], Facts | str | None],
+    progress: Callable[[int, int], None] | None,
 ) -> list[Facts | str | None]:
     """Examine files in parallel; most of it happens in TensorFlow, where threads run freely."""
     results: list[Facts | str | None] = []

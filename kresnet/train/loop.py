@@ -253,7 +253,7 @@ def train_step(
 
     @tf.function(
         input_signature=[
-            tf.TensorSpec((None, size, size, 3), tf.float32),
+            tf.TensorSpec((None, size, size, model.input_shape[-1]), tf.float32),
             tf.TensorSpec((None,), tf.int32),
         ]
     )

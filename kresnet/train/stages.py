@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import keras
 
 from kresnet.console import Console
+from kresnet.data.arrays import channels, measured
 from kresnet.data.pipeline import TrainingData, evaluation_batches
 from kresnet.data.scan import Row
 from kresnet.errors import ConfigError, DataError
@@ -62,14 +63,17 @@ def train(run: Run, console: Console) -> Trained:
     model = build(
         recipe.variant,
         num_classes=len(index.classes),
-        input_shape=(recipe.image_size, recipe.image_size),
+        input_shape=(recipe.image_size, recipe.image_size, channels(index.rows) or 3),
         dtype=policy_name(recipe.precision),
         drop_rate=recipe.drop_rate,
         drop_path_rate=recipe.drop_path_rate,
         weights=None if started else recipe.weights,
     )
     if not started:
-        run.save_preprocessing(replace(model.preprocessing, image_size=recipe.image_size))
+        expected = replace(model.preprocessing, image_size=recipe.image_size)
+        run.save_preprocessing(
+            expected if channels(index.rows) is None else measured(expected, fit_rows)
+        )
     preprocessing = run.preprocessing
     val_batches = evaluation_batches(val_rows, preprocessing, batch_size=recipe.batch_size)
     judge = Judge(model, val_batches.cache())
