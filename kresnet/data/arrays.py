@@ -189,6 +189,8 @@ def _tiff(contents: bytes) -> np.ndarray:
         with tifffile.TiffFile(io.BytesIO(contents)) as file:
             series = file.series[0]
             _check_shape(series.shape)
+            if _end(series) > len(contents):  # tifffile would fill up with zeros
+                raise ValueError("it is truncated")
             values, axes = series.asarray(), series.axes
     except ResourceError:
         raise
@@ -198,6 +200,17 @@ def _tiff(contents: bytes) -> np.ndarray:
         raise ValueError(f"a TIFF of {values.dtype.name} with axes {axes}")
     values = np.moveaxis(values, (axes.index("Y"), axes.index("X")), (0, 1))
     return values.reshape(*values.shape[:2], -1)
+
+
+def _end(series: Any) -> int:
+    """Return where the last values of a TIFF end, in bytes."""
+    if series.dataoffset is not None:  # all in one piece
+        return int(series.dataoffset + series.nbytes)
+    return max(
+        offset + count
+        for page in series.pages
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+    )
 
 
 def _check_shape(shape: Sequence[int]) -> None:
