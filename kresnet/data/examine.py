@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Final
 
+import numpy as np
 import tensorflow as tf
 
-from kresnet.data import pixels
-from kresnet.data.items import Item
+from kresnet.data import headers, pixels
+from kresnet.data.items import Item, is_url
+from kresnet.data.look import look
+from kresnet.data.traits import Measure, is_renamed, measure
+
+MAX_BYTES: Final = 4 * pixels.MAX_PIXELS
+"""Longer files are refused unread: an image of `MAX_PIXELS` fits, whatever its format."""
 
 _IMAGE_NAME: Final = re.compile(
     r"\.(jpe?g|jpe|jfif|png|bmp|dib|gif|webp|tiff?|hei[cf]|avif|jxl|jp2|psd|svg)", re.IGNORECASE
@@ -33,22 +43,43 @@ _SIGNATURES: Final = (
     ("PSD", rb"8BPS"),
     ("SVG", rb"\s*(<\?xml[^>]*>\s*)?<svg"),
 )
-_HTML: Final = re.compile(rb"\s*<(!doctype html|html|head|body)", re.IGNORECASE)
+_OTHERS: Final = (  # what is often found under the name of an image
+    ("HTML page", rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)"),
+    ("PDF", rb"%PDF-"),
+    ("ZIP archive", rb"PK\x03\x04"),
+    ("video", rb"....ftyp"),
+    ("XML file", rb"(\xef\xbb\xbf)?\s*<\?xml"),
+    ("macOS metadata file", rb"\0\x05\x16\x07"),
+    ("Git LFS pointer", rb"version https://git-lfs"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a usable image: its upright size in pixels and the SHA-256 of its file."""
+    """What is known of a usable image.
+
+    Attributes:
+        height: Of the upright image, in pixels.
+        width: Of the upright image, in pixels.
+        digest: SHA-256 of the file, hexadecimal.
+        traits: What is special about it, in words with spaces between: "exif-2" to "exif-8" for a
+            turned or mirrored photo, "grey", "cmyk", "palette", "alpha", "16-bit", "animated",
+            "renamed" for an extension of another format, "appended" for bytes behind the image.
+        look: See `kresnet.data.look`.
+    """
 
     height: int
     width: int
     digest: str
     traits: str = ""
-    look: bytes = b""
+    look: bytes = field(default=b"", repr=False)
 
 
 def examine(item: Item) -> Facts | str | None:
     """Read and decode an image.
+
+    However many threads examine, large images are decoded one after the other, so that the memory
+    of a few of them is enough.
 
     Args:
         item: Its content decides what it is; its name, whether it ought to be an image.
@@ -57,23 +88,31 @@ def examine(item: Item) -> Facts | str | None:
         The facts of a usable image; the reason, in a few words, if the file is an unusable image
         or only named like one; None if it is anything else.
     """
-    path = Path(item.member or item.path)
+    name = PurePath(item.member or item.path)
     try:
+        if not is_url(item.path) and not stat.S_ISREG(os.stat(item.path).st_mode):
+            return "not a file" if is_named_image(name) else None  # a pipe may never end
         contents = item.read(256)
         kind = _kind(contents)
         if kind in _DECODABLE:
+            if _size(item) > MAX_BYTES:
+                return f"larger than {MAX_BYTES // 10**6} MB"
             contents = item.read()
     except OSError as error:
-        return f"cannot be read: {error.strerror}" if is_named_image(path) else None
+        return f"cannot be read: {error.strerror}" if is_named_image(name) else None
     if kind is None:
-        return _not_an_image(contents, path) if is_named_image(path) else None
+        return _not_an_image(contents, name) if is_named_image(name) else None
     if kind not in _DECODABLE:
         return f"{kind} is not supported: convert to PNG or JPEG"
+    measured = measure(kind, contents)
+    if measured.area > pixels.MAX_PIXELS:
+        in_all = " in all frames" if "animated" in measured.traits else ""
+        return f"more than {pixels.MAX_PIXELS // 10**6} megapixels{in_all}"
     try:
-        height, width = _upright_size()(contents).numpy()
+        with _ROOM.of(len(contents) + 3 * measured.area):
+            return _facts(kind, contents, name, measured)
     except tf.errors.OpError as error:
         return _reason(kind, contents, error.message)
-    return Facts(int(height), int(width), hashlib.sha256(contents).hexdigest())
 
 
 def is_named_image(path: PurePath) -> bool:
@@ -81,26 +120,80 @@ def is_named_image(path: PurePath) -> bool:
     return _IMAGE_NAME.fullmatch(path.suffix) is not None
 
 
+def _facts(kind: str, contents: bytes, name: PurePath, measured: Measure) -> Facts:
+    image: np.ndarray = _decoder()(contents).numpy()
+    traits = list(measured.traits)
+    # No search where the decoder does not look, either.
+    if any(mark in contents[: 2**17] for mark in (b"Exif\0\0", b"eXIf")) or (
+        kind != "JPEG" and (b"eXIf" in contents or b"EXIF" in contents)
+    ):
+        turn = int(_orientation()(contents))
+        traits += [f"exif-{turn}"] if turn != 1 else []
+    traits += ["renamed"] if is_renamed(kind, name) else []
+    height, width, _ = image.shape
+    digest = hashlib.sha256(contents).hexdigest()
+    return Facts(height, width, digest, " ".join(traits), look(image))
+
+
+class _Room:
+    """Lets threads use so many bytes together; one alone may use more."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._used = size, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, size: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + size <= self._size)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
+
+
+_ROOM: Final = _Room(200_000_000)
+
+
+def _size(item: Item) -> int:
+    if item.size >= 0:
+        return item.size
+    # A URL tells its length only when it is read.
+    return 0 if is_url(item.path) else os.path.getsize(item.path) - item.offset
+
+
 def _kind(head: bytes) -> str | None:
     matches = (kind for kind, pattern in _SIGNATURES if re.match(pattern, head, re.DOTALL))
     return next(matches, None)
 
 
-def _not_an_image(head: bytes, path: Path) -> str:
+def _not_an_image(head: bytes, name: PurePath) -> str:
     if not head:
         return "empty file"
-    if _HTML.match(head):
-        return f"HTML page named {path.suffix}"
+    for what, pattern in _OTHERS:
+        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
+            return f"{what} named {name.suffix}"
+    if not head.strip(b"\0"):
+        return "nothing but zero bytes at the start"
     return f"not an image TensorFlow can decode: it starts with {head[:8]!r}"
 
 
 @functools.cache  # traced once, when it is first needed
-def _upright_size() -> Callable[[bytes], tf.Tensor]:
-    def upright_size(contents: tf.Tensor) -> tf.Tensor:
-        return tf.shape(pixels.decode(contents))[:2]
-
+def _decoder() -> Callable[[bytes], tf.Tensor]:
     signature = [tf.TensorSpec((), tf.string)]
-    traced: Callable[[bytes], tf.Tensor] = tf.function(upright_size, signature, autograph=False)
+    traced: Callable[[bytes], tf.Tensor] = tf.function(pixels.decode, signature, autograph=False)
+    return traced
+
+
+@functools.cache
+def _orientation() -> Callable[[bytes], tf.Tensor]:
+    signature = [tf.TensorSpec((), tf.string)]
+    traced: Callable[[bytes], tf.Tensor] = tf.function(
+        headers.orientation, signature, autograph=False
+    )
     return traced
 
 
