@@ -1,6 +1,8 @@
 """Settings and data that all tests share."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before TensorFlow is imported, by whichever test comes first.
@@ -16,6 +18,13 @@ from PIL import Image
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TOGETHER = ("e2e", "parity", "property")
+
+
+def pytest_configure(config):
+    """Keep what tests cache out of the user's home; processes that they start inherit it."""
+    if "KRESNET_HOME" not in os.environ:
+        home = os.environ["KRESNET_HOME"] = tempfile.mkdtemp(prefix="kresnet-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
 
 
 def pytest_xdist_make_scheduler(config, log):

@@ -9,23 +9,21 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from kresnet.data import arrays
-from kresnet.data.examine import Facts, examine
+from kresnet.data.examine import Facts
 from kresnet.data.items import WHOLE, Item, full_name, is_url, read_bytes
 from kresnet.data.items import Problem as Problem
 from kresnet.data.items import Split as Split
+from kresnet.data.scan_cache import examine_all
 from kresnet.data.sources import Listing, listing
 from kresnet.errors import DataError
 
 _SPLITS: Final[dict[str, Split | None]] = {"train": "train", "val": "val", "test": "test", "": None}
-_MAX_THREADS: Final = 16  # each may hold a whole decoded photo
-_CHUNK: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +181,9 @@ def scan(
             allows.
     """
     listed = listing(source)
-    images, bad = _sorted_out(listed.items, examine, progress)
+    images, bad = _sorted_out(listed.items, examine_all(listed.items, progress))
     if not images:  # no photos, so they may be what only scientists have
-        found, wrong = _sorted_out(listed.items, arrays.examine, progress)
+        found, wrong = _sorted_out(listed.items, _arrays_examined(listed.items, progress))
         seen = {item.name for item, _ in found} | {problem.path for problem in wrong}
         images, others = arrays.same_channels(found)
         bad = [problem for problem in bad if problem.path not in seen]
@@ -264,14 +262,12 @@ def _natural(name: str) -> tuple[list[str | int], str]:
 
 
 def _sorted_out(
-    items: Sequence[Item],
-    examine: Callable[[Item], Facts | str | None],
-    progress: Callable[[int, int], None] | None,
+    items: Sequence[Item], results: Iterable[Facts | str | None]
 ) -> tuple[list[tuple[Item, Facts]], list[Problem]]:
-    """Examine images and return the usable ones, and what is wrong with the others."""
+    """Return the usable images, and what is wrong with the others."""
     images: list[tuple[Item, Facts]] = []
     bad: list[Problem] = []
-    for item, result in zip(items, _examined(items, examine, progress), strict=True):
+    for item, result in zip(items, results, strict=True):
         if isinstance(result, Facts):
             images.append((item, result))
         elif result:
@@ -279,20 +275,17 @@ def _sorted_out(
     return images, bad
 
 
-def _examined(
-    items: Sequence[Item],
-    examine: Callable[[Item], Facts | str | None],
-    progress: Callable[[int, int], None] | None,
-) -> list[Facts | str | None]:
-    """Examine files in parallel; most of it happens in TensorFlow, where threads run freely."""
-    results: list[Facts | str | None] = []
+def _arrays_examined(
+    items: Sequence[Item], progress: Callable[[int, int], None] | None
+) -> Iterator[Facts | str | None]:
+    """Examine arrays in parallel."""
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
         for start in range(0, len(items), _CHUNK):  # a million waiting tasks would take gigabytes
-            for result in pool.map(examine, items[start : start + _CHUNK]):
-                results.append(result)
+            chunk = items[start : start + _CHUNK]
+            for done, result in enumerate(pool.map(arrays.examine, chunk), start=start + 1):
+                yield result
                 if progress:
-                    progress(len(results), len(items))
-    return results
+                    progress(done, len(items))
 
 
 def _below(root: str, path: str) -> str:
