@@ -70,9 +70,9 @@ def _entries(top: str, parts: Parts) -> tuple[list[Parts], list[Parts]]:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
                 folders.append((*parts, entry.name))
-            elif entry.is_file() or entry.is_symlink():  # not a pipe, which may never end
+            elif os.path.isfile(entry.path) or entry.is_symlink():  # not a pipe without an end
                 files.append((*parts, entry.name))
     return sorted(folders), sorted(files)
 
