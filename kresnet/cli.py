@@ -1,7 +1,8 @@
 """The command line: one short function for each command, with heavy imports inside it.
 
 Results go to standard output, all else to standard error. Exit codes: 0 done, 2 usage, 3 data,
-4 resources, 5 interrupted and resumable, 6 an export that failed its check.
+4 resources, 5 interrupted and resumable, 6 an export that failed its check, 7 a check that found
+warnings only.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ app = typer.Typer(
     help="The ResNet workbench for Keras 3 and TensorFlow: a folder of images in, a verified "
     "classifier out.",
     epilog="Exit codes: 0 done, 2 usage, 3 data, 4 resources, 5 interrupted and resumable, "
-    "6 an export that failed its check.",
+    "6 an export that failed its check, 7 a check that found warnings only.",
 )
 
 
@@ -86,6 +87,38 @@ NoPhotos = Annotated[
         "--no-photos", help="Store drawn images in the export, not four small validation photos."
     ),
 ]
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="Folder with a folder of images for each class.")],
+    html: Annotated[
+        Path | None, typer.Option(help="Write the report with thumbnails to this HTML file, too.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Decode every image and report what is wrong: files, classes, duplicates, leaks.
+
+    Exit codes: 0 clean, 7 warnings, 3 errors. Nothing of yours is changed.
+    """
+    with _reporting() as console:
+        from kresnet.data.check import check as find_trouble
+
+        if html is not None and not html.absolute().parent.is_dir():
+            raise ConfigError(
+                f"`--html` must be a file in a folder that exists. Received: {html}. Make the folder."
+            )
+        report = find_trouble(data, progress=console.progress)
+        if html is not None:
+            from kresnet.data.check_page import page
+
+            console.status("drawing the page")
+            html.write_text(page(report), encoding="utf-8")
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        typer.echo(str(report))
+    raise typer.Exit(report.exit_code)
 
 
 @app.command()

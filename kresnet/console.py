@@ -33,6 +33,7 @@ class Console:
         self._live = self._rich.is_terminal and not quiet
         self._status: Status | None = None
         self._said = 0.0
+        self._topic, self._topic_started = "", 0.0
         self.started = time.monotonic()
 
     def line(self, topic: str, text: str) -> None:
@@ -52,6 +53,19 @@ class Console:
             self._status.start()
         else:
             self._status.update(text)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Show a bar and the time that is left; only on a terminal."""
+        now = time.monotonic()
+        if self._topic != what:
+            self._topic, self._topic_started = what, now
+        if not self._live or now - self._said < 0.2:
+            return
+        share = done / max(total, 1)
+        bar = "━" * round(24 * share) + "╌" * (24 - round(24 * share))
+        spent = now - self._topic_started
+        left = f", {duration(spent / share - spent)} left" if share and spent > 1 else ""
+        self.status(f"{what} {bar} {done} / {total}{left}")
 
     def clear(self) -> None:
         """Remove the status."""

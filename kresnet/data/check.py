@@ -106,10 +106,8 @@ class Report:
         """The report as text for a terminal."""
         lines = [self.summary()]
         for finding in self.findings:
-            lines += [
-                "",
-                f"{finding.severity:8}{printable(finding.what)}. {printable(finding.fix)}",
-            ]
+            what = finding.what.rstrip(".")
+            lines += ["", f"{finding.severity:8}{printable(what)}. {printable(finding.fix)}"]
             for group in finding.groups[:_SHOWN]:
                 lines.append(" " * 8 + "  =  ".join(self.short(path) for path in group[:_SHOWN]))
             if len(finding.groups) > _SHOWN:
@@ -180,7 +178,7 @@ def check(
     counts = _counts(items)
 
     findings += _unusable(bad, len(good))
-    findings += _left_out(listed, items)
+    findings += _left_out(listed, items, told_already=tree.empty)
     findings += _classes(counts)
     findings += _shapes(items, facts)
     findings += _traits(items, facts)
@@ -256,12 +254,18 @@ def _unusable(bad: Sequence[Problem], good: int) -> Iterator[Finding]:
         )
 
 
-def _left_out(listed: Listing, items: Sequence[Item]) -> Iterator[Finding]:
+def _left_out(
+    listed: Listing, items: Sequence[Item], *, told_already: Sequence[str]
+) -> Iterator[Finding]:
     by_reason: dict[str, list[str]] = {}
     for problem in listed.problems:
         by_reason.setdefault(problem.reason, []).append(problem.path)
     used = {(item.split, item.label) for item in items}
-    unused = [path for split, name, path in listed.folders if (split, name) not in used]
+    unused = [
+        path
+        for split, name, path in listed.folders
+        if (split, name) not in used and path not in told_already
+    ]
     if unused:
         by_reason["a folder without a usable image, so not a class"] = unused
     for reason, paths in by_reason.items():

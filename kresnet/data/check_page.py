@@ -1,0 +1,66 @@
+"""A check's report as one HTML file: no script, no other file, no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Final
+
+import tensorflow as tf
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from kresnet.data import pixels
+from kresnet.data.check import Report
+from kresnet.data.examine import Facts, examine
+from kresnet.data.findings import printable
+
+_SIDE: Final = 112  # pixels of a thumbnail at most
+_GROUPS: Final = 24  # shown with thumbnails, of each finding
+_MEMBERS: Final = 6  # of each group
+_NAMES: Final = 500  # of the other files, of each finding
+
+
+def page(report: Report) -> str:
+    """Draw a report.
+
+    Args:
+        report: From `check`. Its images are read again for their thumbnails.
+
+    Returns:
+        HTML. What came from the data, as names, is escaped; thumbnails are data URIs.
+    """
+    environment = Environment(
+        loader=PackageLoader("kresnet.data", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["printable"] = printable
+    drawn: dict[str, str | None] = {}
+
+    def thumbnail(path: str) -> str | None:
+        if path not in drawn:
+            drawn[path] = _thumbnail(report, path)
+        return drawn[path]
+
+    return environment.get_template("check.html.j2").render(
+        report=report,
+        thumbnail=thumbnail,
+        most_groups=_GROUPS,
+        most_members=_MEMBERS,
+        most_names=_NAMES,
+    )
+
+
+def _thumbnail(report: Report, path: str) -> str | None:
+    """Return a small image as a data URI; None where there is none to see."""
+    item = report.items.get(path)
+    if item is None or not isinstance(examine(item), Facts):  # which knows what not to decode
+        return None
+    image = Image.fromarray(pixels.decode(tf.constant(item.read())).numpy())
+    image.thumbnail((_SIDE, _SIDE))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
