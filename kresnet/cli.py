@@ -106,7 +106,7 @@ def check(
 
         if html is not None and not html.absolute().parent.is_dir():
             raise ConfigError(
-                f"`--html` must be a file in a folder that exists. Received: {html}. Make the folder."
+                f"The folder of `--html` must exist. Received: {html}. Make the folder."
             )
         report = find_trouble(data, progress=console.progress)
         if html is not None:
