@@ -234,8 +234,8 @@ def build(root):
         (ill / name).write_bytes(contents)
         bad[f"bad/{name}"] = reason
     for k, name in enumerate(ODD_NAMES):
-        (good / name).write_bytes(encode(picture(300 + k), "PNG"))
-        odd[f"good/{name}"] = ""
+        (good / name).write_bytes(encode(picture(300 + k).convert("L"), "PNG"))
+        odd[f"good/{name}"] = "grey"
     with (ill / "sparse.jpg").open("wb") as file:  # 5 GB that take no room on the disk
         file.write(encode(picture(50), "JPEG"))
         file.truncate(5 * 10**9)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import tensorflow as tf
@@ -13,7 +16,7 @@ from PIL import Image
 from kresnet.data import pixels
 from kresnet.data.check import Report
 from kresnet.data.examine import Facts, examine
-from kresnet.data.findings import printable
+from kresnet.data.findings import Finding, printable
 
 _SIDE: Final = 112  # pixels of a thumbnail at most
 _GROUPS: Final = 24  # shown with thumbnails, of each finding
@@ -38,20 +41,34 @@ def page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["printable"] = printable
-    drawn: dict[str, str | None] = {}
-
-    def thumbnail(path: str) -> str | None:
-        if path not in drawn:
-            drawn[path] = _thumbnail(report, path)
-        return drawn[path]
-
+    drawn = functools.cache(functools.partial(_thumbnail, report))
+    sections = [_Section.of(finding, drawn) for finding in report.findings]
     return environment.get_template("check.html.j2").render(
-        report=report,
-        thumbnail=thumbnail,
-        most_groups=_GROUPS,
-        most_members=_MEMBERS,
-        most_names=_NAMES,
+        report=report, sections=sections, most_members=_MEMBERS, most_names=_NAMES
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A finding with thumbnails.
+
+    Attributes:
+        finding: The finding.
+        pictures: Path and thumbnail of the first files, by group; empty if none can be seen.
+        names: The other groups.
+    """
+
+    finding: Finding
+    pictures: list[list[tuple[str, str | None]]]
+    names: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, finding: Finding, drawn: Callable[[str], str | None]) -> _Section:
+        first = finding.groups[:_GROUPS]
+        pictures = [[(path, drawn(path)) for path in group[:_MEMBERS]] for group in first]
+        if any(thumbnail for group in pictures for _, thumbnail in group):
+            return cls(finding, pictures, finding.groups[_GROUPS:])
+        return cls(finding, [], finding.groups)
 
 
 def _thumbnail(report: Report, path: str) -> str | None:
