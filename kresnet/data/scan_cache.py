@@ -34,6 +34,17 @@ _MAX_THREADS: Final = 16
 _CHUNK: Final = 1024
 _HEAD: Final = struct.Struct(">II32sH")
 
+_NOT_DAMAGE: Final = {  # it is locked, may not be written, or there is no room
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
+
 _Stamp = tuple[bytes, int, int, int, int]
 """Path, offset and size of the image; size and modification time in nanoseconds of its file."""
 
@@ -139,10 +150,13 @@ class ScanCache:
                 if self._database is None:
                     self._database = self._opened()
                 return work(self._database)
-            except (sqlite3.OperationalError, OSError):  # locked, read-only or no room
+            except OSError:
                 self._is_usable = False
-            except (sqlite3.Error, ValueError, struct.error):
+            except (sqlite3.Error, ValueError, struct.error) as error:
                 self._close()
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_DAMAGE:
+                    self._is_usable = False
+                    return
                 with contextlib.suppress(OSError):
                     self._path.unlink()
                     Path(f"{self._path}-journal").unlink(missing_ok=True)
