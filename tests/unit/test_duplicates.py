@@ -178,8 +178,7 @@ def test_area_weights_average():
 
 
 PLANTED = 12  # images of each class for each change
-BURSTS = {  # photos of one scene, one taken after the other, as one sees: no false pairs
-    ("19437710780_c5f2156438.jpg", "19586799286_beb9d684b5.jpg"),
+BURSTS = {  # of one scene, one taken after the other, as one sees: no false pairs
     ("14741866338_bdc8bfc8d5_n.jpg", "14925398301_55a180f919_n.jpg"),
     ("22755811033_cd17b109e0.jpg", "23356825566_f5885875f2.jpg"),
 }
