@@ -59,6 +59,32 @@ class Precision(StrEnum):
     float16 = "float16"
 
 
+class Augment(StrEnum):
+    """Choices of --augment."""
+
+    none = "none"
+    light = "light"
+    trivial = "trivial"
+    rand = "rand"
+
+
+class Balance(StrEnum):
+    """Choices of --balance."""
+
+    none = "none"
+    sqrt = "sqrt"
+    full = "full"
+
+
+class Cache(StrEnum):
+    """Choices of --cache."""
+
+    auto = "auto"
+    memory = "memory"
+    disk = "disk"
+    none = "none"
+
+
 class Order(StrEnum):
     """Choices of --sort."""
 
@@ -141,6 +167,17 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the head.")] = None,
     val: Annotated[float | None, typer.Option(help="Share of images to validate on.")] = None,
     test: Annotated[float | None, typer.Option(help="Share of images to hold out.")] = None,
+    augment: Annotated[
+        Augment | None,
+        typer.Option(help="Random views: none, light (colours), trivial or rand operations."),
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images.")
+    ] = None,
+    mixup: Annotated[float | None, typer.Option(help="Mixup's parameter, as 0.2.")] = None,
+    cutmix: Annotated[float | None, typer.Option(help="CutMix's parameter, as 1.")] = None,
+    balance: Annotated[Balance | None, typer.Option(help="How rare classes are raised.")] = None,
+    cache: Annotated[Cache, typer.Option(help="Where decoded images are kept.")] = Cache.auto,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     precision: Annotated[Precision, typer.Option(help="What to compute in.")] = Precision.auto,
     name: Annotated[str | None, typer.Option(help="Name of the run and the export.")] = None,
@@ -163,6 +200,12 @@ def train(
             "lr": lr,
             "val": val,
             "test": test,
+            "augment": augment and augment.value,
+            "flip": flip,
+            "mixup": mixup,
+            "cutmix": cutmix,
+            "balance": balance and balance.value,
+            "cache": cache.value,
             "seed": seed,
             "precision": precision.value,
             "budget_s": _seconds(budget),

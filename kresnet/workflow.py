@@ -36,7 +36,7 @@ from kresnet.export.publish import MAX_ACCURACY_LOSS, Exported, export
 from kresnet.export.reference import Sample
 from kresnet.export.versions import latest_version
 from kresnet.serve.engine import Answer, Engine
-from kresnet.train.recipe import Recipe, plan
+from kresnet.train.recipe import Recipe, direction_matters, plan
 from kresnet.train.run import Run
 from kresnet.train.stages import Trained, train
 from kresnet.zoo import build
@@ -166,7 +166,11 @@ def fit(
         progress=lambda done, total: console.status(f"reading {done} / {total} images"),
     )
     index = split(index, val=draft.val, test=draft.test, seed=draft.seed)
-    recipe = planned(num_images=len(index.select("train")), classes=index.classes)
+    recipe = planned(
+        num_images=len(index.select("train")),
+        classes=index.classes,
+        counts=list(index.counts()["train"].values()),
+    )
     if weights is not None:
         find_weights(
             variant, weights, lambda done, _: console.status(f"weights: {done / 1e6:.0f} MB")
@@ -174,7 +178,7 @@ def fit(
     run = Run.create(Path(out), name, recipe, index)
     run.update(name=name, exports=str(Path(exports).resolve()), keep_photos=keep_photos)
     _tell_data(console, index, run)
-    _tell_plan(console, recipe)
+    _tell_plan(console, recipe, index.classes)
     return _finish(run, console)
 
 
@@ -452,7 +456,7 @@ def _tell_data(console: Console, index: Index, run: Run) -> None:
     console.line("split", parts)
 
 
-def _tell_plan(console: Console, recipe: Recipe) -> None:
+def _tell_plan(console: Console, recipe: Recipe, classes: Sequence[str]) -> None:
     stages = ["probe"] if recipe.weights is not None else []
     if recipe.epochs:
         stages.append(f"{'fine-tune' if stages else 'train'} up to {recipe.epochs} epochs")
@@ -464,3 +468,21 @@ def _tell_plan(console: Console, recipe: Recipe) -> None:
         f"{'frozen' if recipe.norms == 'frozen' else 'learned'}, "
         f"{'mirrored' if recipe.flip else 'not mirrored'}",
     )
+    mixing = [f"{kind} {a:g}" for kind in ("mixup", "cutmix") if (a := getattr(recipe, kind))]
+    console.line(
+        "views",
+        ", ".join(
+            [
+                f"crops from {recipe.min_area:.0%}",
+                f"{recipe.augment} augmentation",
+                *mixing,
+                *([f"classes balanced ({recipe.balance})"] if recipe.balance != "none" else []),
+            ]
+        ),
+    )
+    if direction_matters(classes):
+        console.line(
+            "mirror",
+            "the class names look like left and right, letters or digits: "
+            + ("mirrored all the same" if recipe.flip else "not mirrored; --flip if that is wrong"),
+        )

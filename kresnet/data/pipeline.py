@@ -1,49 +1,91 @@
-"""From rows of an index to batches of model input."""
+"""From rows of an index to batches of model input.
+
+Training: read, decode and shrink, keep, shuffle, augment, batch, mix, prefetch. Evaluation: read,
+decode, the centred square, batch, prefetch.
+
+Legend of shapes: b images a batch, s side of the model input, k classes.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import tensorflow as tf
 
-from kresnet.data import arrays, augment, items, pixels
-from kresnet.data.scan import Row
+from kresnet.data import balance, items, lost, pixels, shrinking
+from kresnet.data.augment import STREAMS, Augmentation
+from kresnet.data.augment.mixing import mix
+from kresnet.data.scan import Problem, Row
+from kresnet.data.store import Cache, store_for
+from kresnet.errors import ConfigError
 from kresnet.zoo.cards import Preprocessing
 
-_THREADS = os.cpu_count() or 1
+Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+
+_THREADS: Final = len(os.sched_getaffinity(0))
 
 
 def evaluation_batches(
-    rows: Sequence[Row], preprocessing: Preprocessing, *, batch_size: int
+    rows: Sequence[Row],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    worker: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Return every row once, in order, as `(images float32 (b, s, s, 3), labels int32 (b,))`.
 
     The last batch holds what is left, so no image is dropped or counted twice.
+
+    Args:
+        rows: What to score.
+        preprocessing: Size and normalisation of the model input.
+        batch_size: Images a batch.
+        worker: Number of this worker, from 0, and of all; each has its share of the rows.
     """
-    decode = arrays.decoder(rows)
+    rows = rows[worker[0] :: worker[1]]
 
-    def load(place: tuple[tf.Tensor, ...], label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return pixels.prepare_pixels(decode(items.read(*place)), preprocessing), label
+    def load(
+        path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor, label: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        return pixels.prepare(items.read(path, offset, size), preprocessing), label
 
-    dataset = tf.data.Dataset.from_tensor_slices((items.places(rows), _labels(rows)))
-    return _batched(dataset.map(load, _THREADS), batch_size)
+    labels = np.array([row.label for row in rows], np.int32)
+    dataset = tf.data.Dataset.from_tensor_slices((*items.places(rows), labels))
+    return _prefetched(dataset.map(_plain(load), _THREADS).batch(batch_size))
 
 
 class TrainingData:
     """An endless stream of augmented batches, each a pure function of the seed and its number.
 
     Every image comes once before any comes again, in an order that is new each time. Batches are
-    all of one size, so one may end a pass over the images and begin the next.
+    all of one size, so one may end a pass over the images and begin the next. What is kept in
+    memory or on the disk changes nothing but the speed.
+
+    An image that cannot be read any more is left out, and the next one takes its place wherever
+    it would have come.
 
     Args:
         rows: The training rows.
         preprocessing: Size and normalisation of the model input.
-        batch_size: Images a batch; all of them if there are fewer.
-        min_area: Smallest share of an image that a random crop covers.
-        flip: Mirror half of the images left to right.
-        seed: Of the order and the views.
+        num_classes: k.
+        batch_size: Images a batch of all workers; all views there are if there are fewer.
+        augmentation: What happens to the images.
+        seed: Of the order, the views and the mixing.
+        balancing: How much rare classes are raised, see `balance.sample_weights`.
+        cache: Where decoded images are kept; "auto" is memory, if they need little of it.
+        folder: Of the file that `cache="disk"` keeps them in.
+        max_bad: Largest share of the rows that may turn out to be unreadable, 0..1.
+        worker: Number of this worker, from 0, and of all. Each has a slice of every batch; joined
+            in the order of the workers, the slices are the batch that one worker would have.
+        tell: Called with each image that is left out, once.
+
+    Raises:
+        ConfigError: Batch size, repeats and workers do not go together.
+        ResourceError: There is no room for the decoded images.
     """
 
     def __init__(
@@ -51,61 +93,142 @@ class TrainingData:
         rows: Sequence[Row],
         preprocessing: Preprocessing,
         *,
+        num_classes: int,
         batch_size: int,
-        min_area: float,
-        flip: bool,
+        augmentation: Augmentation,
         seed: int,
+        balancing: balance.Balance = "none",
+        cache: Cache = "none",
+        folder: Path | None = None,
+        max_bad: float = 0.05,
+        worker: tuple[int, int] = (0, 1),
+        tell: Callable[[Problem], None] = lambda problem: None,
     ) -> None:
-        self._decode = arrays.decoder(rows)
-        self._places, self._labels = items.places(rows), _labels(rows)
-        self._batch_size = min(batch_size, len(rows))
-        self._preprocessing = preprocessing
-        self._min_area, self._flip, self._seed = min_area, flip, seed
+        self._rows, self._preprocessing, self._num_classes = rows, preprocessing, num_classes
+        self._augmentation, self._seed = augmentation, seed
+        self._batch_size = min(batch_size, len(rows) * augmentation.repeats)
+        self._first, self._last = _slice(self._batch_size, augmentation.repeats, worker)
+        self._labels = np.array([row.label for row in rows], np.int32)
+        self._weights = balance.sample_weights(rows, num_classes, balancing)
+        self._reduce, self._shapes = shrinking.reduced(
+            rows, preprocessing.image_size, augmentation.min_area
+        )
+        self._sizes = np.array([(row.height, row.width) for row in rows], np.int32)
+        self._store = store_for(self._shapes, cache, folder)
+        self._lost = lost.Lost(rows, max_bad, tell)
 
     @property
     def steps(self) -> int:
         """Batches that hold every image at least once."""
-        return -(-len(self._labels) // self._batch_size)
+        return -(-len(self._rows) * self._augmentation.repeats // self._batch_size)
 
-    def batches(self, start: int = 0) -> tf.data.Dataset:
-        """Return the batches from number `start` on, without end.
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches from number `start` on, without end.
 
         Setting the pipeline up takes most of a second, so a training asks for one stream.
 
-        Returns:
-            A dataset of `(images float32 (b, s, s, 3), labels int32 (b,))`.
+        Yields:
+            Images float32 `(b, s, s, 3)`, targets float32 `(b, k)` that sum to 1, and weights
+            float32 `(b,)` whose mean over the training rows is 1: a loss is
+            `mean(weights * cross_entropy)`.
+
+        Raises:
+            DataError: More images than `max_bad` cannot be read.
         """
-        places = [tf.constant(part) for part in self._places]
-        labels = tf.constant(self._labels)
-        count, preprocessing = len(self._labels), self._preprocessing
+        while True:
+            batches = iter(self.dataset(start))
+            try:
+                for batch in batches:
+                    yield batch
+                    start += 1
+            except tf.errors.OpError:
+                numbers = start * self._batch_size + np.arange(self._first, self._last)
+                which = [int(self._image_of(number)) for number in numbers]
+                if not self._lost.search(which):
+                    raise
 
-        def load(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            which = tf.random.experimental.index_shuffle(
-                number % count, tf.stack([self._seed, number // count]), count - 1
+    def dataset(self, start: int = 0) -> tf.data.Dataset:
+        """Return the stream of `batches` as a dataset, which ends with an error where they go on.
+
+        The error is that of TensorFlow and names no file.
+        """
+        places = [tf.constant(column) for column in items.places(self._rows)]
+        labels, weights = tf.constant(self._labels), tf.constant(self._weights)
+        augmentation, preprocessing = self._augmentation, self._preprocessing
+        size = self._last - self._first
+
+        def load(position: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            number = position // size * self._batch_size + self._first + position % size
+            which = self._image_of(number)
+            seed = tf.stack([self._seed, STREAMS * number])
+            view = augmentation.view(
+                self._pixels(which, places),
+                seed,
+                size=preprocessing.image_size,
+                interpolation=preprocessing.interpolation,
             )
-            image = self._decode(items.read(*(part[which] for part in places)))
-            shape = tf.shape(image)
-            seed = tf.stack([self._seed, 2 * number])
-            box = augment.random_box(shape[0], shape[1], seed, min_area=self._min_area)
-            view = pixels.resample(
-                image,
-                box,
-                preprocessing.image_size,
-                preprocessing.interpolation,
-                augment.random_flip(seed) if self._flip else False,
+            target = tf.one_hot(labels[which], self._num_classes)
+            return pixels.normalize(view, preprocessing), target, weights[which], seed
+
+        def mixed(*batch: tf.Tensor) -> Batch:
+            images, targets, weights, seeds = batch
+            seeds += tf.constant([0, STREAMS - 1], tf.int64)
+            images, targets, weights = mix(
+                images,
+                targets,
+                weights,
+                seeds,
+                mixup=augmentation.mixup,
+                cutmix=augmentation.cutmix,
             )
-            return pixels.normalize(view, preprocessing), labels[which]
+            smooth = augmentation.smoothing
+            return images, targets * (1.0 - smooth) + smooth / self._num_classes, weights
 
-        numbers = tf.data.Dataset.range(start * self._batch_size, 2**62)
-        return _batched(numbers.map(load, _THREADS), self._batch_size)
+        positions = tf.data.Dataset.range(start * size, 2**60)
+        batches = positions.map(_plain(load), _THREADS).batch(size, drop_remainder=True)
+        return _prefetched(batches.map(_plain(mixed)))
+
+    def _image_of(self, number: int | tf.Tensor) -> tf.Tensor:
+        """Return which row view `number` shows; the views of one image are apart in the batch."""
+        different = self._batch_size // self._augmentation.repeats
+        place = number // self._batch_size * different + number % self._batch_size % different
+        count = len(self._rows)
+        which = tf.random.experimental.index_shuffle(
+            place % count, tf.stack([self._seed, place // count]), count - 1
+        )
+        return tf.constant(self._lost.instead)[which]
+
+    def _pixels(self, which: tf.Tensor, places: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Return the decoded and shrunk image, uint8, from the store if there is one."""
+
+        def made() -> tf.Tensor:
+            contents = items.read(*(column[which] for column in places))
+            shape, reduce = tf.constant(self._shapes)[which], tf.constant(self._reduce)[which]
+            return shrinking.decoded(contents, tf.constant(self._sizes)[which], reduce, shape)
+
+        return self._store.load(which, made) if self._store else made()
 
 
-def _batched(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+def _slice(batch_size: int, repeats: int, worker: tuple[int, int]) -> tuple[int, int]:
+    """Return where a worker's slice of each batch begins and ends, with pairs kept together."""
+    index, count = worker
+    pairs = (batch_size + 1) // 2
+    if batch_size % repeats or pairs < count:
+        raise ConfigError(
+            "A batch must hold every repeat of its images, and two images for each worker. "
+            f"Received: batch_size={batch_size}, repeats={repeats}, workers={count}. Change one."
+        )
+    first, last = (2 * (pairs * k // count) for k in (index, index + 1))
+    return first, min(last, batch_size)
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep AutoGraph from rewriting a function that has nothing to rewrite: tracing is faster."""
+    return tf.autograph.experimental.do_not_convert(function)
+
+
+def _prefetched(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     # Its optimiser runs on for seconds after the last batch, and freeing the iterator waits for it.
     options.autotune.enabled = False
-    return dataset.batch(batch_size).prefetch(2).with_options(options)
-
-
-def _labels(rows: Sequence[Row]) -> np.ndarray:
-    return np.array([row.label for row in rows], dtype=np.int32)
+    return dataset.prefetch(2).with_options(options)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from types import FrameType
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from kresnet.console import Console, duration
-from kresnet.data.pipeline import TrainingData
+from kresnet.data.pipeline import Batch, TrainingData
 from kresnet.errors import ConfigError, Interrupted
 from kresnet.train.judge import Judge, Score
 from kresnet.train.optimizer import optimizer_for, warmup_cosine
@@ -107,7 +108,7 @@ class _Loop:
         else:
             self._keep_budget(self._timed_epoch())
             self._save()  # from here on, whatever happens, a resumed run is the same run
-        batches = iter(self._data.batches(self._epoch * self._data.steps + self._done))
+        batches = self._data.batches(self._epoch * self._data.steps + self._done)
         while self._epoch < self._epochs:
             started = time.monotonic()
             self._one_epoch(batches)
@@ -142,9 +143,9 @@ class _Loop:
         before = [np.array(v) for v in self._variables()]
         steps: list[float] = []
         self._judge()  # the first time includes compiling and reading the images
-        for images, labels in self._data.batches().take(3):
+        for batch in islice(self._data.batches(), 3):
             started = time.monotonic()
-            float(self._step(images, labels))
+            float(self._step(*batch))
             steps.append(time.monotonic() - started)
         for variable, value in zip(self._variables(), before, strict=True):
             variable.assign(value)
@@ -152,7 +153,7 @@ class _Loop:
         self._judge()
         return self._data.steps * min(steps) + time.monotonic() - started
 
-    def _one_epoch(self, batches: Iterator[tuple[tf.Tensor, tf.Tensor]]) -> None:
+    def _one_epoch(self, batches: Iterator[Batch]) -> None:
         started, waited, images_done = time.monotonic(), 0.0, 0
         before = self._done
         while self._done < self._data.steps:
@@ -245,8 +246,13 @@ class _Loop:
 
 def train_step(
     model: keras.Model, optimizer: keras.optimizers.Optimizer, recipe: Recipe
-) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Return a compiled function that learns from one batch and gives its mean loss."""
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Return a compiled function that learns from one batch and gives its mean loss.
+
+    It takes images `(b, s, s, 3)`, targets `(b, classes)` and weights `(b,)`, float32. The loss is
+    the mean over the batch of weight times cross-entropy. It is not divided by the weights of the
+    batch: their mean over all training images is 1, so gradients of small batches stay unbiased.
+    """
     classes = model.output_shape[-1]
     variables = model.trainable_variables
     size = recipe.image_size
@@ -254,15 +260,15 @@ def train_step(
     @tf.function(
         input_signature=[
             tf.TensorSpec((None, size, size, model.input_shape[-1]), tf.float32),
-            tf.TensorSpec((None,), tf.int32),
+            tf.TensorSpec((None, classes), tf.float32),
+            tf.TensorSpec((None,), tf.float32),
         ]
     )
-    def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        smooth = recipe.label_smoothing
-        targets = tf.one_hot(labels, classes) * (1.0 - smooth) + smooth / classes
+    def step(images: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
-            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+            errors = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+            loss = tf.reduce_mean(weights * errors)
             scaled = optimizer.scale_loss(loss)
         optimizer.apply(tape.gradient(scaled, variables), variables)
         return loss

@@ -10,12 +10,19 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kresnet.data.augment import Augmentation, Policy
+from kresnet.data.balance import Balance
+from kresnet.data.store import Cache
 from kresnet.errors import ConfigError
 from kresnet.train.hardware import Precision, has_gpu, resolve_precision
 from kresnet.zoo.variants import variant_config
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+_MIXUP_FROM = 20_000  # images, as in BiT's HyperRule (Kolesnikov et al. 2020, arXiv:1912.11370)
+_UNEVEN = 3  # largest class by smallest class, from which on rare classes are raised
 
 
 class Recipe(BaseModel):
@@ -40,13 +47,24 @@ class Recipe(BaseModel):
         norms: "frozen" keeps the pretrained statistics, "train" learns them.
         min_area: Smallest share of an image that a random training crop covers.
         flip: Mirror half of the training images left to right.
+        vertical_flip: Turn half of them upside down, as in a mirror: for views from above.
+        augment: "none", "light" changes of colour, or "trivial" (TrivialAugment) or "rand"
+            (RandAugment) operations.
+        color: Strength of the changes of "light", 0..1.
+        erase: Share of the training images that lose a random rectangle.
+        mixup: Parameter of mixup's distribution; 0 is none.
+        cutmix: Parameter of CutMix's distribution; 0 is none.
+        repeats: Views of each image in a batch; an epoch has as many times the steps.
+        balance: Weight of an image of a class of n: 1 ("none"), 1 / sqrt(n) or 1 / n ("full").
+        cache: Where decoded images are kept; "auto" is memory, if they need little of it.
         label_smoothing: Share of each label spread over all classes.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the last block.
         precision: What to compute in; variables are always float32.
         seed: Of the split, the initial weights, the order and the augmentation.
         budget_s: Seconds the whole job may take; fewer epochs are run to keep it. None is no limit.
-        max_bad: Largest share of unreadable images that is tolerated.
+        max_bad: Largest share of unreadable images that is tolerated, first when they are listed
+            and again while training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +87,15 @@ class Recipe(BaseModel):
     norms: Literal["frozen", "train"]
     min_area: Fraction
     flip: bool
+    vertical_flip: bool = False
+    augment: Policy = "light"
+    color: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    erase: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    mixup: Annotated[float, Field(ge=0.0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0.0)] = 0.0
+    repeats: Annotated[int, Field(ge=1)] = 1
+    balance: Balance = "none"
+    cache: Cache = "auto"
     label_smoothing: Rate = 0.0
     drop_rate: Rate = 0.0
     drop_path_rate: Rate = 0.0
@@ -76,6 +103,22 @@ class Recipe(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     budget_s: Annotated[float | None, Field(gt=0.0)] = None
     max_bad: Rate = 0.05
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to the training images."""
+        return Augmentation(
+            policy=self.augment,
+            min_area=self.min_area,
+            flip=self.flip,
+            vertical_flip=self.vertical_flip,
+            color=self.color,
+            erase=self.erase,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+            repeats=self.repeats,
+            smoothing=self.label_smoothing,
+        )
 
     def save(self, path: Path) -> None:
         """Write the recipe as YAML."""
@@ -109,6 +152,7 @@ def plan(
     weights: str | None,
     image_size: int,
     overrides: Mapping[str, Any],
+    counts: Sequence[int] = (),
 ) -> Recipe:
     """Fill every setting that `overrides` leaves open, from the data's size and the hardware.
 
@@ -120,6 +164,7 @@ def plan(
         weights: As in `Recipe`; None trains from scratch.
         image_size: What the weights, or the variant, were made for.
         overrides: Recipe fields the user has set; they win. `precision` may be "auto".
+        counts: Training images of each class.
 
     Raises:
         ConfigError: A field is unknown or out of range.
@@ -131,7 +176,9 @@ def plan(
         "weights": weights,
         "image_size": image_size,
         "batch_size": 32 if num_images < 2000 else 64,
-        "flip": not _direction_matters(classes),
+        "flip": not direction_matters(classes),
+        "mixup": 0.1 if num_images >= _MIXUP_FROM else 0.0,
+        "balance": "sqrt" if counts and max(counts) > _UNEVEN * min(counts) else "none",
         **(_from_scratch(num_images) if weights is None else _transfer(num_images)),
     }
     if "epochs" not in overrides and "budget_s" not in overrides and not has_gpu():
@@ -176,7 +223,7 @@ def _epochs(*, images_seen: int, num_images: int, least: int, most: int) -> int:
 _SIDES = re.compile(r"\b(left|right|links|rechts|gauche|droite|izquierda|derecha)\b", re.IGNORECASE)
 
 
-def _direction_matters(classes: Sequence[str]) -> bool:
+def direction_matters(classes: Sequence[str]) -> bool:
     """Tell digits, letters and left/right, whose mirror images are something else."""
     single = all(len(name) == 1 or name.isdigit() for name in classes)
     return single or any(_SIDES.search(re.sub(r"[_\W]+", " ", name)) for name in classes)

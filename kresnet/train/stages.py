@@ -91,10 +91,15 @@ def train(run: Run, console: Console) -> Trained:
         data = TrainingData(
             fit_rows,
             preprocessing,
+            num_classes=len(index.classes),
             batch_size=recipe.batch_size,
-            min_area=recipe.min_area,
-            flip=recipe.flip,
+            augmentation=recipe.augmentation,
             seed=recipe.seed,
+            balancing=recipe.balance,
+            cache=recipe.cache,
+            folder=run.path,
+            max_bad=recipe.max_bad,
+            tell=lambda problem: console.line("lost", f"{problem.path} {problem.reason}"),
         )
         best = fine_tune(run, model, data, judge, best, console)
     if best is None:
