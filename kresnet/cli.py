@@ -44,9 +44,10 @@ zoo = typer.Typer(
     help="The models: list them, look one up, fetch weights.",
 )
 app.add_typer(zoo, name="zoo")
-
-
-data_app = typer.Typer(no_args_is_help=True, help="The images: pack them into large files.")
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help="The images: see what a training sees, pack them into large files.",
+)
 app.add_typer(data_app, name="data")
 
 
@@ -611,6 +612,49 @@ def pack(
         typer.echo(f"{split}\t{count} images\t{packed.shards[split]} shards")
     for problem in index.problems:
         typer.echo(f"left out\t{problem.path}\t{problem.reason}", err=True)
+
+
+@data_app.command(name="show")
+def show_data(
+    data: Annotated[Path, typer.Argument(help="Folder with a folder of images for each class.")],
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("batches.png"),
+    variant: Annotated[str, typer.Option(help="A name that `kresnet zoo list` prints.")] = (
+        "resnet50"
+    ),
+    images: Annotated[int, typer.Option(min=1, help="How many to show.")] = 48,
+    augment: Annotated[
+        Augment | None,
+        typer.Option(help="Random views: none, light (colours), trivial or rand operations."),
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images.")
+    ] = None,
+    mixup: Annotated[float | None, typer.Option(help="Mixup's parameter, as 0.2.")] = None,
+    cutmix: Annotated[float | None, typer.Option(help="CutMix's parameter, as 1.")] = None,
+    balance: Annotated[Balance | None, typer.Option(help="How rare classes are raised.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+) -> None:
+    """Save a contact sheet of the first augmented images of a training, with their labels."""
+    with _reporting() as console:
+        from kresnet.workflow import show_batches
+
+        settings = {
+            "augment": augment and augment.value,
+            "flip": flip,
+            "mixup": mixup,
+            "cutmix": cutmix,
+            "balance": balance and balance.value,
+            "seed": seed,
+        }
+        path = show_batches(
+            data,
+            out,
+            variant=variant,
+            images=images,
+            console=console,
+            **{field: value for field, value in settings.items() if value is not None},
+        )
+    typer.echo(path)
 
 
 def main() -> None:

@@ -24,10 +24,12 @@ import kresnet
 from kresnet.console import Console
 from kresnet.data.arrays import channels
 from kresnet.data.items import WHOLE, as_files
+from kresnet.data.lost import lost_images
 from kresnet.data.scan import Index, Row, scan
+from kresnet.data.sheet import batches_sheet
 from kresnet.data.sources import absolute, listing, name_of
 from kresnet.data.split import split
-from kresnet.errors import ConfigError, DataError, Interrupted
+from kresnet.errors import ConfigError, DataError, Interrupted, ResourceError
 from kresnet.evaluate.metrics import Evaluation, evaluation, save_confusion_picture
 from kresnet.evaluate.predict import predict
 from kresnet.export.contract import Contract
@@ -38,8 +40,8 @@ from kresnet.export.versions import latest_version
 from kresnet.serve.engine import Answer, Engine
 from kresnet.train.recipe import Recipe, direction_matters, plan
 from kresnet.train.run import Run
-from kresnet.train.stages import Trained, train
-from kresnet.zoo import build
+from kresnet.train.stages import Trained, train, training_data
+from kresnet.zoo import Preprocessing, build
 from kresnet.zoo.cards import card_for, split_name
 from kresnet.zoo.download import TAGS, check_license, find_weights
 from kresnet.zoo.variants import variant_config
@@ -238,6 +240,72 @@ def evaluate_export(
     return evaluation(probabilities, labels, classes)
 
 
+def show_batches(
+    data: str | Path,
+    out: str | Path,
+    *,
+    variant: str = "resnet50",
+    images: int = 48,
+    console: Console | None = None,
+    **settings: Any,
+) -> Path:
+    """Save a contact sheet of the first batches that a training on a folder would see.
+
+    Args:
+        data: As in `fit`.
+        out: The picture to write; its suffix is the format, as .png or .jpg.
+        variant: As in `fit`, for the size of the images.
+        images: How many to show.
+        console: Where to report; None reports to standard error.
+        **settings: As in `fit`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        DataError: The images cannot be used.
+        ResourceError: The picture cannot be written.
+    """
+    console = console or Console()
+    variant, tag = split_name(variant)
+    preprocessing = card_for(variant, tag).preprocessing if tag else Preprocessing()
+    planned = partial(
+        plan,
+        data=str(Path(data).resolve()),
+        variant=variant,
+        weights=tag or "imagenet",
+        image_size=variant_config(variant).image_size,
+        overrides=settings,
+    )
+    draft = planned(num_images=1, classes=())
+    index = scan(
+        data,
+        max_bad=draft.max_bad,
+        progress=lambda done, total: console.status(f"reading {done} / {total} images"),
+    )
+    index = split(index, val=draft.val, test=draft.test, seed=draft.seed)
+    rows = index.select("train")
+    counts = list(index.counts()["train"].values())
+    recipe = planned(num_images=len(rows), classes=index.classes, counts=counts)
+    preprocessing = replace(preprocessing, image_size=recipe.image_size)
+    console.status("drawing")
+    sheet = batches_sheet(
+        training_data(recipe, rows, preprocessing, num_classes=len(index.classes)),
+        index.classes,
+        preprocessing,
+        images=images,
+    )
+    try:
+        sheet.save(out)
+    except (OSError, ValueError) as error:  # Pillow's for a suffix that it does not know
+        raise ResourceError(
+            f"The sheet must be a picture that can be written, as batches.png. Received: {error}."
+        ) from None
+    _tell_plan(console, recipe, index.classes)
+    return Path(out)
+
+
 def export_run(
     path: str | Path,
     *,
@@ -332,6 +400,8 @@ def _finish(run: Run, console: Console) -> Result:
         else:
             exported = None
             console.line("export", f"none: {_ARRAYS}; the weights are {run.weights}")
+    except tf.errors.OpError as error:
+        raise lost_images(run.index.rows, error) from error
     except KeyboardInterrupt:
         raise Interrupted(
             f"Stopped, and what was done is saved. Continue with: kresnet resume {run.path}"

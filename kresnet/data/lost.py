@@ -68,6 +68,12 @@ def failure(row: Row) -> Problem | None:
     return None
 
 
+def lost_images(rows: Sequence[Row], error: Exception) -> Exception:
+    """Return the error that names the rows which cannot be read any more; `error` if all can."""
+    problems = [problem for row in rows if (problem := failure(row))]
+    return unreadable(problems, len(rows), 0.0) if problems else error
+
+
 def unreadable(problems: Sequence[Problem], count: int, max_bad: float) -> DataError:
     """Return the error that names images which were lost since the index was made."""
     first = "; ".join(f"{problem.path!r} {problem.reason}" for problem in problems[:3])

@@ -83,6 +83,9 @@ class TrainingData:
             in the order of the workers, the slices are the batch that one worker would have.
         tell: Called with each image that is left out, once.
 
+    Attributes:
+        augmentation: As given.
+
     Raises:
         ConfigError: Batch size, repeats and workers do not go together.
         ResourceError: There is no room for the decoded images.
@@ -105,7 +108,7 @@ class TrainingData:
         tell: Callable[[Problem], None] = lambda problem: None,
     ) -> None:
         self._rows, self._preprocessing, self._num_classes = rows, preprocessing, num_classes
-        self._augmentation, self._seed = augmentation, seed
+        self.augmentation, self._seed = augmentation, seed
         self._batch_size = min(batch_size, len(rows) * augmentation.repeats)
         self._first, self._last = _slice(self._batch_size, augmentation.repeats, worker)
         self._labels = np.array([row.label for row in rows], np.int32)
@@ -120,7 +123,7 @@ class TrainingData:
     @property
     def steps(self) -> int:
         """Batches that hold every image at least once."""
-        return -(-len(self._rows) * self._augmentation.repeats // self._batch_size)
+        return -(-len(self._rows) * self.augmentation.repeats // self._batch_size)
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Yield the batches from number `start` on, without end.
@@ -154,7 +157,7 @@ class TrainingData:
         """
         places = [tf.constant(column) for column in items.places(self._rows)]
         labels, weights = tf.constant(self._labels), tf.constant(self._weights)
-        augmentation, preprocessing = self._augmentation, self._preprocessing
+        augmentation, preprocessing = self.augmentation, self._preprocessing
         size = self._last - self._first
 
         def load(position: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -190,7 +193,7 @@ class TrainingData:
 
     def _image_of(self, number: int | tf.Tensor) -> tf.Tensor:
         """Return which row view `number` shows; the views of one image are apart in the batch."""
-        different = self._batch_size // self._augmentation.repeats
+        different = self._batch_size // self.augmentation.repeats
         place = number // self._batch_size * different + number % self._batch_size % different
         count = len(self._rows)
         which = tf.random.experimental.index_shuffle(

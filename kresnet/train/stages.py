@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import keras
 
 from kresnet.console import Console
 from kresnet.data.arrays import channels, measured
 from kresnet.data.pipeline import TrainingData, evaluation_batches
-from kresnet.data.scan import Row
+from kresnet.data.scan import Problem, Row
 from kresnet.errors import ConfigError, DataError
 from kresnet.train.hardware import policy_name
 from kresnet.train.judge import Judge, Score
@@ -88,17 +89,12 @@ def train(run: Run, console: Console) -> Trained:
     best = Score(probe["accuracy"], probe["loss"]) if probe else None
     if recipe.epochs:
         _prepare_layers(model, recipe)
-        data = TrainingData(
+        data = training_data(
+            recipe,
             fit_rows,
             preprocessing,
             num_classes=len(index.classes),
-            batch_size=recipe.batch_size,
-            augmentation=recipe.augmentation,
-            seed=recipe.seed,
-            balancing=recipe.balance,
-            cache=recipe.cache,
             folder=run.path,
-            max_bad=recipe.max_bad,
             tell=lambda problem: console.line("lost", f"{problem.path} {problem.reason}"),
         )
         best = fine_tune(run, model, data, judge, best, console)
@@ -109,6 +105,31 @@ def train(run: Run, console: Console) -> Trained:
         )
     load_weights(model, run.weights)
     return Trained(model, preprocessing, run.info["kept"], best, probe)
+
+
+def training_data(
+    recipe: Recipe,
+    rows: Sequence[Row],
+    preprocessing: Preprocessing,
+    *,
+    num_classes: int,
+    folder: Path | None = None,
+    tell: Callable[[Problem], None] = lambda problem: None,
+) -> TrainingData:
+    """Return the stream of batches that a recipe trains on; see `TrainingData`."""
+    return TrainingData(
+        rows,
+        preprocessing,
+        num_classes=num_classes,
+        batch_size=recipe.batch_size,
+        augmentation=recipe.augmentation,
+        seed=recipe.seed,
+        balancing=recipe.balance,
+        cache=recipe.cache,
+        folder=folder,
+        max_bad=recipe.max_bad,
+        tell=tell,
+    )
 
 
 def _probe(

@@ -173,20 +173,21 @@ def taken(data, count, start=0):
     return list(islice(data.batches(start), count))
 
 
-@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
-def test_with_everything_on_batches_come_again_and_resume(rows, tmp_path, cache):
-    first = taken(training(rows, **EVERYTHING), 8)
-    data = training(rows, **EVERYTHING, cache=cache, folder=tmp_path)
-    assert_same(first, taken(data, 8))
-    assert_same(first[5:], taken(data, 3, start=5))  # what is kept by now is the same
-    resumed = training(rows, **EVERYTHING, cache=cache, folder=tmp_path)
-    assert_same(first[5:], taken(resumed, 3, start=5))
-    assert not list(tmp_path.iterdir())
+def test_with_everything_on_batches_come_again_and_resume(rows, tmp_path):
+    whole = taken(training(rows, **EVERYTHING), 8)
+    assert_same(whole[5:], taken(training(rows, **EVERYTHING), 3, start=5))
+    for cache in ("memory", "disk"):
+        data = training(rows, **EVERYTHING, cache=cache, folder=tmp_path)
+        assert_same(whole, taken(data, 8))
+        assert_same(whole[5:], taken(data, 3, start=5))  # all of it is kept by now
+        assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("batch_size", "workers"), [(4, 2), (10, 3)])
-def test_slices_of_workers_make_up_the_batches_of_one(rows, batch_size, workers):
-    options = EVERYTHING | {"batch_size": batch_size}
+@pytest.mark.parametrize(
+    ("options", "workers"),
+    [({"batch_size": 4, "mixup": 1.0}, 2), (EVERYTHING | {"batch_size": 10}, 3)],
+)
+def test_slices_of_workers_make_up_the_batches_of_one(rows, options, workers):
     whole = taken(training(rows, **options), 6)
     slices = [taken(training(rows, **options, worker=(k, workers)), 6) for k in range(workers)]
     joined = [
@@ -304,8 +305,9 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("how", REASONS)
-@pytest.mark.parametrize("cache", ["none", "memory"])
+@pytest.mark.parametrize(
+    ("how", "cache"), [("deleted", "none"), ("truncated", "memory"), ("replaced", "none")]
+)
 def test_a_lost_image_is_named_and_the_next_takes_its_place(own_rows, how, cache):
     whole = taken(training(own_rows), 8)
     told = []

@@ -45,7 +45,7 @@ def operations(side: int) -> dict[str, Operation]:
         return lambda image, magnitude: change(image, 1.0 + magnitude)
 
     return {
-        "Identity": Operation(lambda image, _: tf.identity(image)),
+        "Identity": Operation(lambda image, unused: tf.identity(image)),
         "ShearX": Operation(geometry.shear_x, (0.0, 0.3), (0.0, 0.99), signed=True),
         "ShearY": Operation(geometry.shear_y, (0.0, 0.3), (0.0, 0.99), signed=True),
         "TranslateX": Operation(geometry.translate_x, (0.0, far), (0.0, 32.0), signed=True),
@@ -57,8 +57,8 @@ def operations(side: int) -> dict[str, Operation]:
         "Sharpness": Operation(factor(color.sharpness), (0.0, 0.9), (0.0, 0.99), signed=True),
         "Posterize": Operation(_posterize, (8.0, 4.0), (8.0, 2.0)),
         "Solarize": Operation(color.solarize, (255.0, 0.0), (255.0, 0.0)),
-        "AutoContrast": Operation(lambda image, _: color.autocontrast(image)),
-        "Equalize": Operation(lambda image, _: color.equalize(image)),
+        "AutoContrast": Operation(lambda image, unused: color.autocontrast(image)),
+        "Equalize": Operation(lambda image, unused: color.equalize(image)),
     }
 
 
