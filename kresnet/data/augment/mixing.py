@@ -54,20 +54,22 @@ def mix(
     is_alone = tf.range(pairs) * 2 + 1 == count
     share, is_cut, y, x = tf.unstack(drawn, axis=1)
     share = tf.where(is_alone, 1.0, share)
-    keep = tf.where(
-        is_cut[:, tf.newaxis, tf.newaxis] > 0.5,
-        _outside_rectangle(tf.shape(images), share, y, x),
-        share[:, tf.newaxis, tf.newaxis],
-    )
-    keep = tf.repeat(keep, 2, axis=0)[:count]
-    share = tf.reduce_mean(keep, axis=(1, 2))
     neighbour = tf.minimum(tf.bitwise.bitwise_xor(tf.range(count), 1), count - 1)
 
     def mixed(own: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
         return part * own + (1.0 - part) * tf.gather(own, neighbour)
 
+    # Rows of all channels, because broadcasting along three channels is slow.
+    shape = tf.shape(images)
+    keep = share[:, tf.newaxis, tf.newaxis]
+    if cutmix:
+        outside = _outside_rectangle(shape, share, y, x)
+        keep = tf.where(is_cut[:, tf.newaxis, tf.newaxis] > 0.5, outside, keep)
+        share = tf.reduce_mean(keep, axis=(1, 2))
+    keep, share = (tf.repeat(part, 2, axis=0)[:count] for part in (keep, share))
+    rows = mixed(tf.reshape(images, (count, shape[1], -1)), keep)
     return (
-        tf.ensure_shape(mixed(images, keep[..., tf.newaxis]), images.shape),
+        tf.ensure_shape(tf.reshape(rows, shape), images.shape),
         tf.ensure_shape(mixed(targets, share[:, tf.newaxis]), targets.shape),
         tf.ensure_shape(mixed(weights, share), weights.shape),
     )
@@ -93,7 +95,7 @@ def _pair_draw(seed: tf.Tensor, *, mixup: float, cutmix: float) -> tf.Tensor:
 
 
 def _outside_rectangle(shape: tf.Tensor, share: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Return float32 `(pairs, h, w)`: 0 inside each pair's rectangle, and 1 outside."""
+    """Return float32 `(pairs, h, 3 w)`: 0 inside each pair's rectangle, and 1 outside."""
     side = tf.sqrt(1.0 - share)
 
     def inside(length: tf.Tensor, centre: tf.Tensor) -> tf.Tensor:
@@ -104,5 +106,5 @@ def _outside_rectangle(shape: tf.Tensor, share: tf.Tensor, y: tf.Tensor, x: tf.T
         place = tf.range(extent)[tf.newaxis]
         return (place >= first) & (place < last)
 
-    is_cut = inside(shape[1], y)[:, :, tf.newaxis] & inside(shape[2], x)[:, tf.newaxis]
-    return tf.cast(~is_cut, tf.float32)
+    columns = tf.repeat(inside(shape[2], x), shape[3], axis=1)[:, tf.newaxis]
+    return tf.cast(~(inside(shape[1], y)[:, :, tf.newaxis] & columns), tf.float32)
