@@ -126,3 +126,20 @@ def test_files_that_are_no_recipe(tmp_path, text, message):
         path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         Recipe.load(path)
+
+
+def test_views_follow_the_data_and_the_users_word():
+    assert planned().augment == "light"
+    assert planned().mixup == 0.0
+    assert planned(num_images=20_000).mixup > 0.0
+    assert planned(augment="rand").augmentation.policy == "rand"
+    assert planned(label_smoothing=0.1).augmentation.smoothing == 0.1
+
+
+@pytest.mark.parametrize(
+    ("counts", "balance"), [((30, 10), "none"), ((31, 10), "sqrt"), ((5, 5, 5), "none")]
+)
+def test_rare_classes_are_raised_from_three_to_one_on(counts, balance):
+    plan_of = {"data": "x", "num_images": 90, "classes": ("a cat", "a dog"), "variant": "resnet50"}
+    made = plan(**plan_of, weights="imagenet", image_size=224, overrides={}, counts=counts)
+    assert made.balance == balance
