@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from kresnet.data import items, pixels
+from kresnet.data import arrays, items
 from kresnet.data.scan import Problem, Row
 from kresnet.errors import DataError
 
@@ -56,7 +56,7 @@ def failure(row: Row) -> Problem | None:
     """Read and decode an image again, and return what is wrong with it now, if anything."""
     name = items.full_name(row)
     try:
-        shape = tf.shape(pixels.decode(items.read_bytes(row)))[:2].numpy()
+        shape = tf.shape(arrays.decoder([row])(items.read_bytes(row)))[:2].numpy()
     except OSError as error:
         return Problem(name, f"cannot be read any more: {error.strerror or error}")
     except tf.errors.OpError:

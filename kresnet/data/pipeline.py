@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import tensorflow as tf
 
-from kresnet.data import balance, items, lost, pixels, shrinking
+from kresnet.data import arrays, balance, items, lost, pixels, shrinking
 from kresnet.data.augment import STREAMS, Augmentation
 from kresnet.data.augment.mixing import mix
 from kresnet.data.scan import Problem, Row
@@ -47,11 +48,13 @@ def evaluation_batches(
         worker: Number of this worker, from 0, and of all; each has its share of the rows.
     """
     rows = rows[worker[0] :: worker[1]]
+    decode = arrays.decoder(rows)
 
     def load(
         path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor, label: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        return pixels.prepare(items.read(path, offset, size), preprocessing), label
+        image = decode(items.read(path, offset, size))
+        return pixels.prepare_pixels(image, preprocessing), label
 
     labels = np.array([row.label for row in rows], np.int32)
     dataset = tf.data.Dataset.from_tensor_slices((*items.places(rows), labels))
@@ -84,7 +87,7 @@ class TrainingData:
         tell: Called with each image that is left out, once.
 
     Attributes:
-        augmentation: As given.
+        augmentation: As given; for arrays without what is meant for colours.
 
     Raises:
         ConfigError: Batch size, repeats and workers do not go together.
@@ -108,6 +111,9 @@ class TrainingData:
         tell: Callable[[Problem], None] = lambda problem: None,
     ) -> None:
         self._rows, self._preprocessing, self._num_classes = rows, preprocessing, num_classes
+        self._decode = arrays.decoder(rows) if arrays.channels(rows) else None
+        if self._decode:  # what is made for photos of 8 bits is not for arrays
+            augmentation, cache = replace(augmentation, policy="none", erase=0.0), "none"
         self.augmentation, self._seed = augmentation, seed
         self._batch_size = min(batch_size, len(rows) * augmentation.repeats)
         self._first, self._last = _slice(self._batch_size, augmentation.repeats, worker)
@@ -202,10 +208,15 @@ class TrainingData:
         return tf.constant(self._lost.instead)[which]
 
     def _pixels(self, which: tf.Tensor, places: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Return the decoded and shrunk image, uint8, from the store if there is one."""
+        """Return the decoded and shrunk image, uint8, from the store if there is one.
+
+        Arrays come as they are, float32.
+        """
 
         def made() -> tf.Tensor:
             contents = items.read(*(column[which] for column in places))
+            if self._decode:
+                return self._decode(contents)
             shape, reduce = tf.constant(self._shapes)[which], tf.constant(self._reduce)[which]
             return shrinking.decoded(contents, tf.constant(self._sizes)[which], reduce, shape)
 

@@ -24,6 +24,8 @@ from kresnet.data.scan_cache import examine_all
 from kresnet.data.sources import Listing, listing
 from kresnet.errors import DataError
 
+_MAX_THREADS: Final = 16  # each may hold a whole array
+_CHUNK: Final = 1024
 _SPLITS: Final[dict[str, Split | None]] = {"train": "train", "val": "val", "test": "test", "": None}
 
 
