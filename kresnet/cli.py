@@ -105,6 +105,19 @@ Data = Annotated[
         "(.csv, .jsonl, .parquet), shards, or tfds:NAME."
     ),
 ]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep together what shares this column of a manifest, or this regular expression of "
+        "the path."
+    ),
+]
+KeepSplit = Annotated[
+    Path | None, typer.Option(help="An earlier split or index.csv; its images keep their places.")
+]
+Exclude = Annotated[
+    Path | None, typer.Option(help="A CSV of images to leave out, as `check --labels` writes.")
+]
 Out = Annotated[Path, typer.Option(help="Folder of the runs.")]
 Exports = Annotated[Path, typer.Option(help="Folder of the exports.")]
 
@@ -118,31 +131,59 @@ NoPhotos = Annotated[
 
 @app.command()
 def check(
-    data: Annotated[Path, typer.Argument(help="Folder with a folder of images for each class.")],
+    data: Data,
     html: Annotated[
         Path | None, typer.Option(help="Write the report with thumbnails to this HTML file, too.")
     ] = None,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Look for wrong labels and outliers, too.")
+    ] = False,
+    labels_out: Annotated[
+        Path,
+        typer.Option(
+            help="With --labels: the CSV to write, for `train --exclude`; a contact sheet is drawn "
+            "beside it."
+        ),
+    ] = Path("labels.csv"),
+    variant: Annotated[str, typer.Option(help="With --labels: the network that looks.")] = (
+        "resnet50"
+    ),
+    weights: Annotated[
+        str, typer.Option(help="With --labels: a tag, as imagenet, or the path of a checkpoint.")
+    ] = "imagenet",
     as_json: Json = False,
 ) -> None:
     """Decode every image and report what is wrong: files, classes, duplicates, leaks.
 
     Exit codes: 0 clean, 7 warnings, 3 errors. Nothing of yours is changed.
     """
+    for option, path in (("--html", html), ("--labels-out", labels_out if labels else None)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(
+                f"The folder of `{option}` must exist. Received: {path}. Make the folder."
+            )
     with _reporting() as console:
         from kresnet.data.check import check as find_trouble
 
-        if html is not None and not html.absolute().parent.is_dir():
-            raise ConfigError(
-                f"The folder of `--html` must exist. Received: {html}. Make the folder."
-            )
         report = find_trouble(data, progress=console.progress)
+        judged = None
+        if labels:
+            from kresnet.evaluate.labels import judge_source
+
+            judged = judge_source(
+                data, variant=variant, weights=weights, max_bad=1.0, progress=console.progress
+            )
+            judged.save(labels_out)
+            if judged.suspects or judged.outliers:
+                judged.sheet().save(labels_out.with_suffix(".png"))
+            report = report.also(*judged.findings(labels_out))
         if html is not None:
             from kresnet.data.check_page import page
 
             console.status("drawing the page")
             html.write_text(page(report), encoding="utf-8")
     if as_json:
-        _print_json(report.as_dict())
+        _print_json(report.as_dict() | ({"labels": judged.as_dict()} if judged else {}))
     else:
         typer.echo(str(report))
     raise typer.Exit(report.exit_code)
@@ -168,6 +209,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the head.")] = None,
     val: Annotated[float | None, typer.Option(help="Share of images to validate on.")] = None,
     test: Annotated[float | None, typer.Option(help="Share of images to hold out.")] = None,
+    group_by: GroupBy = None,
+    keep_split: KeepSplit = None,
+    exclude: Exclude = None,
     augment: Annotated[
         Augment | None,
         typer.Option(help="Random views: none, light (colours), trivial or rand operations."),
@@ -201,6 +245,9 @@ def train(
             "lr": lr,
             "val": val,
             "test": test,
+            "group_by": group_by,
+            "keep_split": keep_split and str(keep_split.absolute()),
+            "exclude": exclude and str(exclude.absolute()),
             "augment": augment and augment.value,
             "flip": flip,
             "mixup": mixup,
@@ -612,6 +659,41 @@ def pack(
         typer.echo(f"{split}\t{count} images\t{packed.shards[split]} shards")
     for problem in index.problems:
         typer.echo(f"left out\t{problem.path}\t{problem.reason}", err=True)
+
+
+@data_app.command(name="split")
+def split_data(
+    data: Data,
+    out: Annotated[Path, typer.Argument(help="The CSV to write.")],
+    val: Annotated[float, typer.Option(help="Share of images to validate on.")] = 0.15,
+    test: Annotated[
+        float | None, typer.Option(help="Share to hold out; else 0.15 of 300 or more.")
+    ] = None,
+    group_by: GroupBy = None,
+    keep_split: KeepSplit = None,
+    exclude: Exclude = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
+) -> None:
+    """Write which images train, validate and test, for `--keep-split`; nothing is copied."""
+    with _reporting() as console:
+        from kresnet.data.prepare import prepare
+        from kresnet.data.split import save_split
+
+        index = prepare(
+            data,
+            val=val,
+            test=test,
+            seed=seed,
+            group_by=group_by,
+            keep_split=keep_split,
+            exclude=exclude,
+            progress=console.progress,
+            tell=lambda text: console.line("data", text),
+        )
+        save_split(index, out)
+    for split, counts in index.counts().items():
+        sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
+        typer.echo(f"{split}\t{sum(counts.values())} images\t{sizes}")
 
 
 @data_app.command(name="show")

@@ -25,10 +25,10 @@ from kresnet.console import Console
 from kresnet.data.arrays import channels
 from kresnet.data.items import WHOLE, as_files
 from kresnet.data.lost import lost_images
+from kresnet.data.prepare import prepare
 from kresnet.data.scan import Index, Row, scan
 from kresnet.data.sheet import batches_sheet
 from kresnet.data.sources import absolute, listing, name_of
-from kresnet.data.split import split
 from kresnet.errors import ConfigError, DataError, Interrupted, ResourceError
 from kresnet.evaluate.metrics import Evaluation, evaluation, save_confusion_picture
 from kresnet.evaluate.predict import predict
@@ -162,12 +162,7 @@ def fit(
         overrides=settings,
     )
     draft = planned(num_images=1, classes=())  # tells wrong settings before images are read
-    index = scan(
-        data,
-        max_bad=draft.max_bad,
-        progress=lambda done, total: console.status(f"reading {done} / {total} images"),
-    )
-    index = split(index, val=draft.val, test=draft.test, seed=draft.seed)
+    index = _prepared(data, draft, console)
     recipe = planned(
         num_images=len(index.select("train")),
         classes=index.classes,
@@ -279,12 +274,7 @@ def show_batches(
         overrides=settings,
     )
     draft = planned(num_images=1, classes=())
-    index = scan(
-        data,
-        max_bad=draft.max_bad,
-        progress=lambda done, total: console.status(f"reading {done} / {total} images"),
-    )
-    index = split(index, val=draft.val, test=draft.test, seed=draft.seed)
+    index = _prepared(data, draft, console)
     rows = index.select("train")
     counts = list(index.counts()["train"].values())
     recipe = planned(num_images=len(rows), classes=index.classes, counts=counts)
@@ -506,6 +496,22 @@ def _samples(rows: Sequence[Row], folder: Path) -> list[Sample]:
 
 def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _prepared(data: str | Path, recipe: Recipe, console: Console) -> Index:
+    """Scan and divide the images as a recipe says."""
+    return prepare(
+        data,
+        val=recipe.val,
+        test=recipe.test,
+        seed=recipe.seed,
+        group_by=recipe.group_by,
+        keep_split=recipe.keep_split,
+        exclude=recipe.exclude,
+        max_bad=recipe.max_bad,
+        progress=console.progress,
+        tell=lambda text: console.line("data", text),
+    )
 
 
 def _tell_data(console: Console, index: Index, run: Run) -> None:

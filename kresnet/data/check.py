@@ -10,7 +10,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Final
 
@@ -85,6 +85,10 @@ class Report:
     def exit_code(self) -> int:
         """0 if there are neither errors nor warnings, 7 for warnings, 3 for errors."""
         return EXIT_CODES[self.severity]
+
+    def also(self, *findings: Finding) -> Report:
+        """Return the report with more findings."""
+        return replace(self, findings=_by_severity((*self.findings, *findings)))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON types."""
@@ -192,7 +196,6 @@ def check(
                 "They are passed over.",
             )
         )
-    findings.sort(key=lambda finding: _SEVERITIES.index(finding.severity))
     traits = Counter(_word(word) for one in facts for word in one.traits.split())
     return Report(
         str(source),
@@ -200,9 +203,13 @@ def check(
         len(results),
         counts,
         dict(sorted(traits.items())),
-        tuple(findings),
+        _by_severity(findings),
         {item.name: item for item in listed.items},
     )
+
+
+def _by_severity(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity)))
 
 
 def _whatever(source: str | Path, tree: Tree) -> Listing:

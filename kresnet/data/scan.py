@@ -9,9 +9,9 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,6 +96,38 @@ class Index:
     def select(self, split: Split | None) -> tuple[Row, ...]:
         """Return the rows of one split, in order."""
         return tuple(row for row in self.rows if row.split == split)
+
+    def name_of(self, row: Row) -> str:
+        """Return the name of a row, relative to the root where it is below it."""
+        return _below(self.root, row.name)
+
+    def without(self, names: Collection[str], reason: str) -> Index:
+        """Return the index without some rows, which become problems.
+
+        Args:
+            names: Of the rows, as `name_of` gives them, or absolute.
+            reason: Why, in a few words.
+
+        Raises:
+            DataError: A name is of no row, or a class is left without images.
+        """
+        wanted = {_below(self.root, name) for name in names}
+        unknown = sorted(wanted - {self.name_of(row) for row in self.rows})
+        if unknown:
+            more = f" and {len(unknown) - 1} others" if unknown[1:] else ""
+            raise DataError(
+                f"What is left out must be images of the source. Received: {unknown[0]!r}{more}, "
+                f"which {self.root!r} does not have. Correct or delete the line."
+            )
+        rows = tuple(row for row in self.rows if self.name_of(row) not in wanted)
+        empty = set(range(len(self.classes))) - {row.label for row in rows}
+        if empty:
+            raise DataError(
+                "A class must keep images. Received: every image of "
+                f"class={self.classes[min(empty)]!r} is to be left out. Leave fewer out."
+            )
+        left_out = (Problem(row.name, reason) for row in self.rows if self.name_of(row) in wanted)
+        return replace(self, rows=rows, problems=(*self.problems, *left_out))
 
     def counts(self) -> dict[Split | None, dict[str, int]]:
         """Count the images of each class in each split that has any."""

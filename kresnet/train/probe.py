@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kresnet.errors import DataError
 from kresnet.zoo import fold
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 2))
@@ -62,16 +63,63 @@ def fit_head(x: np.ndarray, y: np.ndarray, *, seed: int) -> tuple[np.ndarray, np
         Kernel float32 `(c, classes)` and bias float32 `(classes,)` of a dense layer that gives
         logits for the features as they are.
     """
-    mean, scale = x.mean(axis=0), float(np.sqrt(x.var(axis=0).mean())) or 1.0
-    z = (x - mean) / scale
-    rotation = None
-    if len(z) < z.shape[1]:
-        # Fewer images than features: the solution lies in their span, so solve it there.
-        left, length, rotation = np.linalg.svd(z, full_matrices=False)
-        z = left * length
+    z, rotation, mean, scale = _centred(x)
     coef, intercept = _regress(z, y, _choose_strength(z, y, seed=seed))
     coef = (coef if rotation is None else coef @ rotation) / scale
     return coef.T.astype(np.float32), (intercept - coef @ mean).astype(np.float32)
+
+
+def held_out_probabilities(
+    x: np.ndarray, y: np.ndarray, *, seed: int, folds: int = 10, repeats: int = 3
+) -> np.ndarray:
+    """Let heads that have not seen an image say what it shows.
+
+    Args:
+        x: Features float32 `(n, c)`.
+        y: Labels `(n,)`; every class is present at least twice.
+        seed: Of the folds.
+        folds: How many heads are fitted, each without one part of the images; fewer where a class
+            has fewer images.
+        repeats: How often, with other folds, to be averaged; once where it would take minutes.
+
+    Returns:
+        Probabilities float64 `(n, classes)`, rows sum to 1.
+
+    Raises:
+        DataError: A class has fewer than two images.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    least = int(np.bincount(y).min())
+    if least < 2:
+        raise DataError(
+            "Every class needs at least 2 images to hold one out. Received: a class with "
+            f"{least}. Add images or remove the class."
+        )
+    z, *_ = _centred(x)
+    strength = _choose_strength(z, y, seed=seed)
+    if z.size * (int(y.max()) + 1) > _FIVE_FOLDS:
+        folds, repeats = min(folds, 5), 1
+    probabilities = np.zeros((len(y), int(y.max()) + 1))
+    for repeat in range(repeats):
+        parts = StratifiedKFold(min(folds, least), shuffle=True, random_state=seed + repeat)
+        for fit, held in parts.split(z, y):
+            coef, intercept = _regress(z[fit], y[fit], strength)
+            logits = z[held] @ coef.T + intercept
+            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+            probabilities[held] += odds / odds.sum(axis=1, keepdims=True) / repeats
+    return probabilities
+
+
+def _centred(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, float]:
+    """Return features of mean 0 and mean variance 1, and how to get back."""
+    mean, scale = x.mean(axis=0), float(np.sqrt(x.var(axis=0).mean())) or 1.0
+    z = (x - mean) / scale
+    if len(z) >= z.shape[1]:
+        return z, None, mean, scale
+    # Fewer images than features: the solution lies in their span, so solve it there.
+    left, length, rotation = np.linalg.svd(z, full_matrices=False)
+    return left * length, rotation, mean, scale
 
 
 def _choose_strength(z: np.ndarray, y: np.ndarray, *, seed: int) -> float:

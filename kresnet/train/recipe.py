@@ -35,6 +35,10 @@ class Recipe(BaseModel):
         image_size: Side of the model input in pixels.
         val: Share of the images for validation, where the folder does not say.
         test: Share for the hold-out test; None lets the number of images decide.
+        group_by: Column of a manifest, or regular expression of the part of a path that names what
+            belongs together; None groups by the column "group", if there is one.
+        keep_split: File of an earlier split whose images keep their places; None is none.
+        exclude: CSV of images to leave out; None is none.
         epochs: Passes over the training images in the fine-tuning stage; 0 is the probe alone.
         batch_size: Images a step.
         optimizer: "adamw" or "sgd".
@@ -75,6 +79,9 @@ class Recipe(BaseModel):
     image_size: Annotated[int, Field(ge=32, le=4096)]
     val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     test: Annotated[float | None, Field(ge=0.0, lt=1.0)] = None
+    group_by: str | None = None
+    keep_split: str | None = None
+    exclude: str | None = None
     epochs: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
     optimizer: Literal["adamw", "sgd"] = "adamw"

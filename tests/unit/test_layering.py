@@ -16,14 +16,16 @@ ALLOWED = {
     "zoo": {"errors"},
     "data": {"errors", "zoo"},
     "train": {"errors", "console", "zoo", "data", "kresnet"},
-    "evaluate": {"errors", "zoo", "data"},
+    "evaluate": {"errors", "zoo", "data", "train"},
     "export": {"errors", "zoo", "data.pixels"},
     "serve": {"errors", "zoo", "data.pixels", "export.contract"},
     "workflow": {
         "errors", "console", "zoo", "data", "train", "evaluate", "export", "serve", "kresnet",
     },
     "bench": {"errors", "console", "zoo", "data", "export", "serve", "workflow", "kresnet"},
-    "cli": {"errors", "console", "zoo", "data", "export", "serve", "workflow", "kresnet"},
+    "cli": {
+        "errors", "console", "zoo", "data", "evaluate", "export", "serve", "workflow", "kresnet",
+    },
     "__init__": {"errors", "zoo", "train", "workflow"},
     "__main__": {"cli"},
 }  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kresnet.data.scan import Index, Problem, Row
-from kresnet.data.split import split
+from kresnet.data.split import read_split, save_split, split
 from kresnet.errors import DataError
 
 
@@ -160,3 +160,78 @@ def test_a_class_needs_two_different_images():
         split(make([9, 1]))
     with pytest.raises(DataError, match=message):
         split(make([9, 1], copies=5))
+
+
+def with_groups(index, group_of):
+    rows = tuple(replace(row, group=group_of(k, row)) for k, row in enumerate(index.rows))
+    return replace(index, rows=rows)
+
+
+def test_groups_are_not_divided_and_shares_are_met_all_the_same():
+    rng = np.random.default_rng(3)
+    names = rng.integers(0, 60, 600)
+    made = split(with_groups(make([400, 200]), lambda k, row: f"plant {names[k]}"), test=0.2)
+    by_group = {}
+    for row in made.rows:
+        by_group.setdefault(row.group, set()).add(row.split)
+    assert len(by_group) == 60
+    assert all(len(splits) == 1 for splits in by_group.values())
+    for name, share in (("val", 0.15), ("test", 0.2)):
+        got = np.array(sizes_of(made, name)) / [400, 200]
+        assert (np.abs(got - share) < 0.06).all()
+
+
+def test_a_class_of_one_group_is_refused():
+    index = with_groups(make([9, 9]), lambda k, row: f"film {row.label}")
+    with pytest.raises(DataError, match=r"at least 2 groups.* Received: class='class 0' with 1"):
+        split(index)
+
+
+def test_alike_images_stay_together_but_not_whole_classes():
+    pairs = [(k, k + 1) for k in range(0, 60, 3)]  # 0-1, 3-4, ... of the first class
+    made = split(make([60, 30]), alike=pairs, val=0.3)
+    assert all(made.rows[a].split == made.rows[b].split for a, b in pairs)
+    assert abs(sizes_of(made, "val")[0] - 18) <= 1
+    chained = [(k, k + 1) for k in range(29)]  # a class that is one long film
+    made = split(make([30, 30]), alike=chained, val=0.2)
+    assert sizes_of(made, "val") == [6, 6]
+
+
+def test_alike_images_of_two_classes_stay_together():
+    pairs = [(k, 40 + k) for k in range(10)]
+    made = split(make([40, 40]), alike=pairs, val=0.25)
+    assert all(made.rows[a].split == made.rows[b].split for a, b in pairs)
+    assert np.abs(np.array(sizes_of(made, "val")) - 10).max() <= 1
+
+
+def test_new_images_move_few_others_and_none_with_a_kept_split(tmp_path):
+    before = split(make([200, 100]), test=0.2)
+    grown = joined(make([200, 100]), make([30, 20], start=500))
+    after = places(split(grown, test=0.2))
+    moved = sum(after[key] != place for key, place in places(before).items())
+    assert moved <= 50  # as many as are new
+
+    save_split(before, tmp_path / "split.csv")
+    kept = split(grown, test=0.2, keep=read_split(tmp_path / "split.csv"))
+    assert all(places(kept)[key] == place for key, place in places(before).items())
+    assert sizes_of(kept, "val") == [34, 18]  # 15 % of 230 and 120
+    assert sizes_of(kept, "test") == [46, 24]
+
+
+def test_what_is_like_a_kept_test_image_is_not_trained_on():
+    index = make([40, 40])
+    keep = {row.digest: "test" for row in index.rows[:3]}
+    keep |= {row.digest: "train" for row in index.rows[3:6]}
+    made = split(index, keep=keep, alike=[(0, 20), (3, 21), (20, 21)])
+    assert [made.rows[k].split for k in (0, 3, 20, 21)] == ["test", "train", "test", "test"]
+
+
+def test_a_split_file_is_checked(tmp_path):
+    (tmp_path / "x.csv").write_text("path,split\na.png,train\n")
+    with pytest.raises(DataError, match=r"columns digest and split.*line 2, with digest=None"):
+        read_split(tmp_path / "x.csv")
+    (tmp_path / "y.csv").write_text("digest,split\nabc,training\n")
+    with pytest.raises(DataError, match="digest='abc' and split='training'"):
+        read_split(tmp_path / "y.csv")
+    with pytest.raises(DataError, match=r"readable CSV. Received: .*z\.csv"):
+        read_split(tmp_path / "z.csv")

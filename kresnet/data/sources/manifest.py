@@ -81,6 +81,24 @@ def folder_listing(folder: Path, files: Sequence[tuple[Path, Split | None]]) -> 
     return Listing(str(folder), tuple(items), tuple(problems), "folder", (), _ADVICE)
 
 
+def column(source: str | Path, name: str) -> dict[str, str] | None:
+    """Return a column of a manifest, or of the metadata of a folder, by the path of the image.
+
+    Returns:
+        None if the source has no table, or its table no such column.
+    """
+    root = Path(os.path.abspath(source))
+    is_table = root.is_file() and root.suffix.lower() in SUFFIXES
+    files = [root] if is_table else [f for f, _ in metadata_files(root)] if root.is_dir() else []
+    values = {
+        _item(file, line, None).path: str(line.values[name])
+        for file in files
+        for line in _lines(file)
+        if line.values.get(name) not in (None, "")
+    }
+    return values or None
+
+
 def _metadata(folder: Path) -> Path | None:
     found = (folder / f"metadata{suffix}" for suffix in SUFFIXES)
     file = next((file for file in found if file.is_file()), None)
