@@ -97,7 +97,7 @@ def test_every_kind_of_archive(tmp_path, kind, home):
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [kind]
     is_plain = kind in ("t.zip", "t.tar")
-    assert home.exists() is not is_plain
+    assert (home / "unpacked").exists() is not is_plain
     in_place = {row.path == str(path) for row in index.rows}
     assert in_place == ({True, False} if kind == "mixed.ZIP" else {is_plain})
 

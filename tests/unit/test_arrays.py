@@ -12,6 +12,7 @@ from test_archive import pack as pack_archive
 from test_scan import classes_in, encoded, reasons, write
 
 from kresnet.data import arrays, pixels
+from kresnet.data.augment import Augmentation
 from kresnet.data.pack import pack
 from kresnet.data.pipeline import TrainingData, evaluation_batches
 from kresnet.data.scan import Index, scan
@@ -235,8 +236,11 @@ def test_batches_are_normalised_in_the_units_of_the_files(tmp_path):
     assert images.shape == (len(rows), 16, 16, 5)
     np.testing.assert_allclose(images.mean(axis=(0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(images.std(axis=(0, 1, 2)), 1, rtol=1e-4)
-    data = TrainingData(rows, preprocessing, batch_size=4, min_area=0.5, flip=True, seed=0)
-    batch = next(iter(data.batches()))[0]
+    data = TrainingData(
+        rows, preprocessing, num_classes=2, batch_size=4, augmentation=Augmentation(), seed=0
+    )
+    assert data.augmentation.policy == "none"  # colours are of photos
+    batch = next(data.batches())[0]
     assert batch.shape == (4, 16, 16, 5)
     assert np.isfinite(batch).all()
 

@@ -70,7 +70,7 @@ def test_packed_images_come_back_as_they_were(photos, tmp_path):
     assert {row.member.split(" ", 1)[1] for row in again.rows} == {
         os.path.relpath(row.path, photos) for row in index.rows
     }
-    assert not (tmp_path / "home").exists()  # no copy was made
+    assert not (tmp_path / "home" / "unpacked").exists()  # no copy was made
     small = Preprocessing(image_size=16, crop_pct=1.0)
     batches = [
         {row.digest: image for row, image in zip(rows, images.numpy(), strict=True)}
@@ -260,7 +260,7 @@ def test_data_sets_of_tfds(prepared, kind, monkeypatch, home):
     for k in range(14):
         row = found[expected_image(k)]
         assert (row.label, row.split) == (k % 2, "train" if k < 10 else "val")
-    assert home.exists() is (kind == "array_record")
+    assert (home / "unpacked").exists() is (kind == "array_record")
     images, labels = next(
         iter(evaluation_batches(index.rows, Preprocessing(image_size=8), batch_size=20))
     )
