@@ -1,9 +1,9 @@
 """Find the labels that are probably wrong, and the images that belong to no class.
 
-Heads that have not seen an image say what it shows (`probe.held_out_probabilities`); a label that
-they give little is suspicious (confident learning: Northcutt et al. 2021, arXiv:1911.00068, by the
-authors' library cleanlab). An image whose features lie far from those of all others is an outlier
-(Kuan & Mueller 2022, arXiv:2207.03061, by the same library).
+Heads that have not seen an image (`probe.held_out_probabilities`) and the images most similar to it
+say what it shows; a label to which they give little is suspicious (confident learning: Northcutt et
+al. 2021, arXiv:1911.00068, by the authors' library cleanlab). An image whose features lie far from
+those of all others is an outlier (Kuan & Mueller 2022, arXiv:2207.03061, by the same library).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from kresnet.zoo.variants import variant_config
 
 COLUMNS: Final = ("path", "label", "suggested", "kind", "exclude", "quality", "typicality")
 _OUTLIERS: Final = 0.01  # share of the images that are marked as outliers, if they are far enough
+_NEIGHBOURS: Final = 30  # that say what an image shows, at most
+_REACH: Final = 0.1  # cosine distance at which a vote has fallen to 1/e
 _FAR: Final = 0.5  # an outlier is less typical than this share of the median image
 
 
@@ -40,8 +42,7 @@ class Judgement:
     Attributes:
         row: The image.
         suggested: Position of the class that it most looks like.
-        quality: How well its label fits, 0..1: the probability of the label less that of the
-            best other class, halved, plus a half.
+        quality: How well its label fits: the probability that the others give it, 0..1.
         typicality: How near the most similar images are, 0..1; 1 is a copy of another.
         is_suspect: Whether the label is probably wrong.
         is_outlier: Whether the image is far from every class.
@@ -229,12 +230,12 @@ def judge_labels(index: Index, rows: Sequence[Row], x: np.ndarray, *, seed: int 
             f"class={index.classes[int(counts.argmin())]!r} with {counts.min()}. Add images or "
             "remove the class."
         )
-    probabilities = held_out_probabilities(x, y, seed=seed)
-    quality = rank.get_label_quality_scores(y, probabilities, method="normalized_margin")
+    heads = held_out_probabilities(x, y, seed=seed)
+    probabilities = (heads + _votes(x, y)) / 2
+    quality = rank.get_label_quality_scores(y, probabilities, method="self_confidence")
     is_suspect = filters.find_label_issues(y, probabilities, n_jobs=1)
-    spread = x.std(axis=0)
-    neighbours = outlier.OutOfDistribution({"k": min(10, len(y) - 1)})
-    typicality = neighbours.fit_score(features=x / np.where(spread > 0, spread, 1), verbose=False)
+    judge = outlier.OutOfDistribution({"k": min(10, len(y) - 1)})
+    typicality = judge.fit_score(features=x - x.mean(axis=0), verbose=False)
     far = min(float(np.quantile(typicality, _OUTLIERS)), _FAR * float(np.median(typicality)))
     others = probabilities.copy()
     others[np.arange(len(y)), y] = -1  # what it looks like, if not like its label
@@ -250,6 +251,18 @@ def judge_labels(index: Index, rows: Sequence[Row], x: np.ndarray, *, seed: int 
         for k in np.argsort(quality, kind="stable")
     ]
     return Labels(index, tuple(ranking))
+
+
+def _votes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Let the images most similar to each say what it shows, the nearest with most weight."""
+    from sklearn.neighbors import NearestNeighbors
+
+    count = min(max(len(y) // 20, 5), _NEIGHBOURS, len(y) - 1)
+    near = NearestNeighbors(n_neighbors=count, metric="cosine").fit(x - x.mean(axis=0))
+    distances, found = near.kneighbors()
+    votes = np.exp(-distances / _REACH)
+    shares = np.stack([(votes * (y[found] == k)).sum(axis=1) for k in range(y.max() + 1)], axis=1)
+    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def _cleanlab() -> tuple[Any, Any, Any]:

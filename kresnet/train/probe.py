@@ -12,6 +12,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import tensorflow as tf
+from threadpoolctl import threadpool_limits
 
 from kresnet.errors import DataError
 from kresnet.zoo import fold
@@ -157,7 +158,9 @@ def _regress(z: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray,
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    with warnings.catch_warnings():
+    # Small products gain nothing by threads, and lose ten times where others use the cores, too.
+    threads = 1 if z.size * (int(y.max()) + 1) < _FIVE_FOLDS else None
+    with warnings.catch_warnings(), threadpool_limits(threads):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest strengths may not end
         model = LogisticRegression(C=strength, max_iter=200).fit(z, y)
     if len(model.coef_) > 1:
