@@ -103,6 +103,11 @@ def _formats():
             encode(frames[1], "GIF", save_all=True, append_images=frames[2:]),
             "palette animated",
         ),
+        "many large frames.gif": (
+            gif(3000, 3000, [gif_frame(3000, 3000)] * 80),
+            "palette animated",
+        ),
+        "small canvas.gif": (gif(1, 1, [gif_frame(999, 900)] * 80), "palette animated"),
         "animated.webp": (
             encode(frames[2], "WEBP", lossless=True, save_all=True, append_images=frames[:2]),
             "animated",
@@ -134,7 +139,6 @@ def _bad():
     """Unusable files, with the reason."""
     jpeg, made = encode(picture(30), "JPEG"), encode(picture(31), "PNG")
     start = jpeg.index(b"\xff\xc0") + 5
-    frame = gif_frame(3000, 3000)
     tiny = gif_frame(3, 3)
     unknown = "not an image TensorFlow can decode: "
     unsupported = "is not supported: convert to PNG or JPEG"
@@ -163,8 +167,6 @@ def _bad():
             png(2**31 - 1, 2**31 - 1, 8, 2, zlib.compress(bytes(99))),
             large,
         ),
-        "bomb frames.gif": (gif(3000, 3000, [frame] * 80), f"{large} in all frames"),
-        "bomb small canvas.gif": (gif(1, 1, [frame] * 80), f"{large} in all frames"),
         "bomb frame.gif": (
             gif(3, 3, [tiny[:5] + struct.pack("<HH", 65_000, 65_000) + tiny[9:]]),
             large,

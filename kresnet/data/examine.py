@@ -106,8 +106,7 @@ def examine(item: Item) -> Facts | str | None:
         return f"{kind} is not supported: convert to PNG or JPEG"
     measured = measure(kind, contents)
     if measured.area > pixels.MAX_PIXELS:
-        in_all = " in all frames" if "animated" in measured.traits else ""
-        return f"more than {pixels.MAX_PIXELS // 10**6} megapixels{in_all}"
+        return f"more than {pixels.MAX_PIXELS // 10**6} megapixels"
     try:
         with _ROOM.of(len(contents) + _bytes_per_pixel(contents, measured) * measured.area):
             return _facts(kind, contents, name, measured)

@@ -18,6 +18,7 @@ GIF: Final = b"GIF8"
 
 # A walk along the parts of a file ends after so many, which bounds its time on a hostile file.
 _MAX_PARTS: Final = 256
+_MAX_BLOCKS: Final = 2**16  # of the data of a GIF's frame: up to 16 MiB
 _BEYOND: Final = 2**62
 _ABSENT: Final = -1
 
@@ -115,9 +116,48 @@ def gif_control(contents: tf.Tensor) -> tf.Tensor:
         following = tf.where(is_extension & (last >= 0), last + 1, _BEYOND)
         return is_extension & (head[1] == 0xF9), following
 
-    flags = bytes_at(contents, 10, 1)[0]
-    palette_size = tf.where(flags >= 0x80, 3 * 2 ** (flags % 8 + 1), 0)
-    return walk(contents, 13 + palette_size, visit)
+    return walk(contents, _gif_blocks(contents), visit)
+
+
+def gif_still(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return a GIF without what comes after its first frame, and where that frame starts.
+
+    TensorFlow unpacks every frame, also where one is asked for: half a megabyte can become
+    gigabytes. A file without a whole frame is returned as it is, with -1 where it has none.
+    """
+
+    def visit(position: tf.Tensor, head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # An extension is a chain of blocks of up to 255 bytes that an empty one ends.
+        last = walk(contents, position + 2, lambda at, head: (head[0] == 0, at + 1 + head[0]))
+        following = tf.where((head[0] == 0x21) & (last >= 0), last + 1, _BEYOND)
+        return head[0] == 0x2C, following
+
+    frame = walk(contents, _gif_blocks(contents), visit)
+    data = frame + 11 + _palette_size(bytes_at(contents, frame + 9, 1)[0])
+    numbers = tf.io.decode_raw(contents, tf.uint8)
+    length = tf.size(numbers, tf.int64)
+
+    def block(position: tf.Tensor) -> tf.Tensor:
+        return tf.cast(numbers[position], tf.int64)
+
+    end = tf.while_loop(
+        lambda position: (position < length) & (block(tf.minimum(position, length - 1)) > 0),
+        lambda position: [position + 1 + block(position)],
+        [tf.where(frame >= 0, data, length)],
+        parallel_iterations=1,
+        maximum_iterations=_MAX_BLOCKS,
+    )[0]
+    still = tf.strings.join([tf.strings.substr(contents, tf.zeros_like(end), end), b"\0;"])
+    return tf.cond(end < length, lambda: still, lambda: contents), frame
+
+
+def _gif_blocks(contents: tf.Tensor) -> tf.Tensor:
+    """Return where the blocks of a GIF begin, behind its palette."""
+    return 13 + _palette_size(bytes_at(contents, 10, 1)[0])
+
+
+def _palette_size(flags: tf.Tensor) -> tf.Tensor:
+    return tf.where(flags >= 0x80, 3 * 2 ** (flags % 8 + 1), 0)
 
 
 def walk(contents: tf.Tensor, start: int | tf.Tensor, visit: _Visit) -> tf.Tensor:

@@ -301,7 +301,14 @@ def _decode_gif(contents: tf.Tensor) -> tf.Tensor:
 
     is_transparent = (control >= 0) & (block[3] % 2 == 1)
     contents = tf.cond(is_transparent, on_white, lambda: contents)
-    with _limited(headers.little_endian(head[2:4]), headers.little_endian(head[:2])):
+    contents, first = headers.gif_still(contents)
+    # It may be larger than the whole.
+    frame = headers.bytes_at(contents, tf.where(first < 0, first, first + 5), 4)
+    width, height = (
+        tf.maximum(headers.little_endian(head[k : k + 2]), headers.little_endian(frame[k : k + 2]))
+        for k in (0, 2)
+    )
+    with _limited(height, width):
         return tf.io.decode_image(contents, channels=3, expand_animations=False)
 
 

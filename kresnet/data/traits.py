@@ -27,7 +27,7 @@ class Measure:
     """What the parts of a file say.
 
     Attributes:
-        area: Pixels that decoding it makes room for; of a GIF, in all its frames.
+        area: Pixels that decoding it makes room for.
         traits: Words as "grey", see `Facts`.
         end: Where the image ends in the file; 0 where that is not known.
     """
@@ -128,10 +128,8 @@ def _gif(contents: bytes, found: Measure) -> None:
     while contents[position] != 0x3B:
         if contents[position] == 0x2C:
             width, height, flags = struct.unpack_from("<HHB", contents, position + 5)
-            # Every frame is decoded before the first one is taken, in a byte a pixel.
-            found.area = (
-                max(found.area, width * height) if not frames else found.area + width * height
-            )
+            if not frames:  # the others are not decoded
+                found.area = max(found.area, width * height)
             frames += 1
             found.add("animated", frames > 1)
             position += 11 + (3 * 2 ** (flags % 8 + 1) if flags & 0x80 else 0)

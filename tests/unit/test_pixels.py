@@ -462,3 +462,24 @@ def test_photos_as_pillow_and_torchvision(shared):
             compared += 1
             assert difference(got, view) <= 1.01, photo
     assert compared >= 20
+
+
+def test_a_gif_is_cut_behind_its_first_frame_and_shows_the_same():
+    contents = FILES["gif clear animated"]
+    still, frame = headers.gif_still(tf.constant(contents))
+    assert contents.startswith(still.numpy()[:-1])
+    assert len(still.numpy()) < len(contents)
+    assert contents[int(frame)] == 0x2C
+    single, _ = headers.gif_still(tf.constant(FILES["gif"]))
+    assert single.numpy() == FILES["gif"]
+    for damaged in (contents[:300], contents[:20], b"GIF89a"):
+        assert headers.gif_still(tf.constant(damaged))[0].numpy() == damaged
+
+
+def test_a_frame_larger_than_its_gif_is_measured():
+    start = FILES["gif"].index(b",", 13 + 3 * 2 ** (FILES["gif"][10] % 8 + 1))
+    large = (
+        FILES["gif"][: start + 5] + struct.pack("<HH", 20_000, 5_001) + FILES["gif"][start + 9 :]
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="more than 100 megapixels"):
+        pixels.decode(tf.constant(large))
