@@ -353,9 +353,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights_bit_for_bit(striped, tmp
     assert columns[0] == columns[1]
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
 def test_the_command_can_be_stopped_and_resumed(striped, tmp_path, kind):
     command = [
         sys.executable, "-m", "kresnet", "train", striped, "--variant", "resnet20_cifar",

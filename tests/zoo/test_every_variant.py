@@ -42,9 +42,8 @@ SIZES = {
 MEMORY = Path("/proc/meminfo")
 # One of each kind of block, stem, shortcut, norm, attention and pooling.
 TYPICAL = (
-    *("resnet18", "resnet50_gn", "resnext50_32x4d", "seresnet18", "ecaresnet26t", "skresnet18"),
-    *("resnest14d", "res2net50_26w_4s", "resnetblur18", "resnetv2_18d", "resnetv2_50x1_bit"),
-    *("resnet50_v2", "resnet20_cifar", "wrn16_8_cifar"),
+    *("resnet18", "resnet50_gn", "resnext50_32x4d", "seresnet18", "skresnet18", "resnest14d"),
+    *("resnetblur18", "resnetv2_18d", "resnetv2_50x1_bit", "resnet20_cifar", "wrn16_8_cifar"),
 )
 # Standardised kernels cannot be damped, so errors of rounding grow as they do in torch's own
 # float32; these reach the bound's order at 50 layers.
