@@ -15,15 +15,20 @@ from kresnet.errors import DataError
 _Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share, after Wilson 1927 (J. Am. Stat. Assoc. 22, 209-212).
+def wilson_interval(right: int, n: int, *, z: float = _Z95) -> tuple[float, float]:
+    """Return the interval of a share, after Wilson 1927 (J. Am. Stat. Assoc. 22, 209-212).
 
     Unlike the textbook interval it stays within 0..1 and is honest for few images and for shares
     near 1.
+
+    Args:
+        right: Number of successes.
+        n: Number of trials, at least 1.
+        z: Quantile of the normal distribution; without it, the interval holds 95 %.
     """
-    share, z2 = right / n, _Z95**2
+    share, z2 = right / n, z**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Probabilities of a Keras model for the rows of an index."""
+"""Logits and probabilities of a Keras model for the rows of an index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kresnet.data.scan import Row
 from kresnet.zoo import Preprocessing
 
 
-def predict(
+def predict_logits(
     model: keras.Model,
     rows: Sequence[Row],
     preprocessing: Preprocessing,
@@ -29,10 +29,22 @@ def predict(
         batch_size: Images a step.
 
     Returns:
-        Probabilities float32 `(rows, classes)`.
+        Logits float32 `(rows, classes)`.
     """
     run = tf.function(
-        lambda images: tf.nn.softmax(model(images, training=False)), reduce_retracing=True
+        lambda images: tf.cast(model(images, training=False), tf.float32), reduce_retracing=True
     )
     batches = evaluation_batches(rows, preprocessing, batch_size=batch_size)
     return np.concatenate([run(images).numpy() for images, _ in batches])
+
+
+def predict(
+    model: keras.Model,
+    rows: Sequence[Row],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Return probabilities float32 `(rows, classes)`; arguments as in `predict_logits`."""
+    logits = predict_logits(model, rows, preprocessing, batch_size=batch_size)
+    return tf.nn.softmax(logits).numpy()
