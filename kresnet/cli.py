@@ -118,6 +118,9 @@ KeepSplit = Annotated[
 Exclude = Annotated[
     Path | None, typer.Option(help="A CSV of images to leave out, as `check --labels` writes.")
 ]
+Tta = Annotated[
+    bool, typer.Option("--tta", help="Average with the mirror image, if training mirrored.")
+]
 Out = Annotated[Path, typer.Option(help="Folder of the runs.")]
 Exports = Annotated[Path, typer.Option(help="Folder of the exports.")]
 
@@ -231,6 +234,10 @@ def train(
     budget: Annotated[
         str | None, typer.Option(help="Time for the whole job, as 90s, 10m or 2h.")
     ] = None,
+    target_precision: Annotated[
+        float | None,
+        typer.Option(help="Share of the answers given that shall be right, as 0.95; else abstain."),
+    ] = None,
     no_photos: NoPhotos = False,
     as_json: Json = False,
 ) -> None:
@@ -257,6 +264,7 @@ def train(
             "seed": seed,
             "precision": precision.value,
             "budget_s": _seconds(budget),
+            "target_precision": target_precision,
         }
         result = fit(
             data,
@@ -364,6 +372,55 @@ def list_exports(
 
 
 @app.command()
+def runs(
+    out: Out = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List the runs with how good they are."""
+    from kresnet.evaluate.runs import as_table, list_runs
+
+    found = list_runs(out)
+    if as_json:
+        _print_json([one.as_dict() for one in found])
+    elif found:
+        typer.echo(as_table(found))
+    else:
+        typer.echo(f"kresnet: there is no run in {out}.", err=True)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Directory of a finished run.")],
+    second: Annotated[Path, typer.Argument(help="Directory of another.")],
+    as_json: Json = False,
+) -> None:
+    """Tell whether one run is better than another, on the held-out images that they share."""
+    from kresnet.evaluate.runs import compare as compare_runs
+
+    result = compare_runs(first, second)
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        typer.echo(str(result))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished run.")],
+    as_json: Json = False,
+) -> None:
+    """Write a run's report again, as one page to read: report.html in the run."""
+    with _reporting() as console:
+        from kresnet.workflow import report_run
+
+        path = report_run(run, console=console)
+    if as_json:
+        _print_json({"report": str(path)})
+    else:
+        typer.echo(path)
+
+
+@app.command()
 def demo(
     out: Out = Path("runs"),
     exports: Exports = Path("saved_models"),
@@ -395,6 +452,7 @@ def demo(
 def predict(
     model: Annotated[Path, typer.Argument(help="An export: NAME or NAME/VERSION.")],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    tta: Tta = False,
     as_json: Json = False,
 ) -> None:
     """Print label and score of images, from the export alone."""
@@ -405,8 +463,11 @@ def predict(
         paths = list(_image_files(images))
         console.status("loading the export")
         engine = Engine(latest_version(model))
+        if tta:
+            engine.check_mirrors()
         answers = engine.answer_files(
             paths,
+            mirror=tta,
             progress=lambda done: console.status(f"{done} / {len(paths)} images"),
         )
     good = [(path, a) for path, a in zip(paths, answers, strict=True) if a is not None]
@@ -440,13 +501,14 @@ def predict(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="An export: NAME or NAME/VERSION.")],
     data: Data,
+    tta: Tta = False,
     as_json: Json = False,
 ) -> None:
     """Score an export on labelled images, every image once."""
     with _reporting() as console:
         from kresnet.workflow import evaluate_export
 
-        result = evaluate_export(model, data, console=console)
+        result = evaluate_export(model, data, mirror=tta, console=console)
     if as_json:
         _print_json(result.as_dict())
     else:

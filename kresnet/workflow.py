@@ -30,8 +30,9 @@ from kresnet.data.scan import Index, Row, scan
 from kresnet.data.sheet import batches_sheet
 from kresnet.data.sources import absolute, listing, name_of
 from kresnet.errors import ConfigError, DataError, Interrupted, ResourceError
-from kresnet.evaluate.metrics import Evaluation, evaluation, save_confusion_picture
-from kresnet.evaluate.predict import predict
+from kresnet.evaluate.held_out import score
+from kresnet.evaluate.metrics import Evaluation, evaluation
+from kresnet.evaluate.report import Published, write_report
 from kresnet.export.contract import Contract
 from kresnet.export.formats import choose_formats
 from kresnet.export.publish import MAX_ACCURACY_LOSS, Exported, export
@@ -191,21 +192,29 @@ def resume(path: str | Path, *, console: Console | None = None) -> Result:
 
 
 def evaluate_export(
-    model: str | Path, data: str | Path, *, console: Console | None = None
+    model: str | Path,
+    data: str | Path,
+    *,
+    mirror: bool = False,
+    console: Console | None = None,
 ) -> Evaluation:
     """Score an export on labelled images, every image once.
 
     Args:
         model: An export, `NAME` or `NAME/VERSION`.
         data: As for `fit`; its splits, if any, are taken together. Classes are matched by name.
+        mirror: Average the scores with those of the mirror images.
         console: Where to report; None reports to standard error.
 
     Raises:
+        ConfigError: `mirror`, and the export's training did not mirror.
         DataError: The images cannot be used, or have a class that the export does not know.
         ExportError: There is no readable export.
     """
     console = console or Console()
     engine = Engine(latest_version(Path(model)))
+    if mirror:
+        engine.check_mirrors()
     classes = engine.contract.classes
     index = scan(
         data, progress=lambda done, total: console.status(f"reading {done} / {total} images")
@@ -220,7 +229,8 @@ def evaluate_export(
         )
     answers: list[Answer | None] = []
     for start in range(0, len(index.rows), _ANSWERED):
-        answers += engine.answer([_contents(row) for row in index.rows[start : start + _ANSWERED]])
+        images = [_contents(row) for row in index.rows[start : start + _ANSWERED]]
+        answers += engine.answer(images, mirror=mirror)
         console.status(f"scoring {len(answers)} / {len(index.rows)} images")
     probabilities = np.array(
         [[a.scores[name] for name in classes] for a in answers if a is not None]
@@ -377,6 +387,35 @@ def export_run(
     return exported
 
 
+def report_run(path: str | Path, *, console: Console | None = None) -> Path:
+    """Write the report of a finished run again: one HTML file that shows all there is to know.
+
+    Args:
+        path: Directory of the run.
+        console: Where to report; None reports to standard error.
+
+    Returns:
+        The file, `report.html` in the run.
+
+    Raises:
+        ConfigError: There is no finished run at `path`.
+        ExportError: Its export cannot be loaded.
+    """
+    run = Run.open(path)
+    (console or Console()).status("drawing the report")
+    export = (run.info.get("result") or {}).get("export")
+    if export is None:
+        return write_report(run, None)
+    # The result may tell a path relative to where training ran.
+    home = Path(run.info["exports"]) / run.info["name"]
+    version = home / Path(export).name
+    if not version.is_dir():
+        return write_report(run, None)
+    engine = Engine(version)
+    checks = {name: str(check) for name, check in engine.contract.formats.items()}
+    return write_report(run, Published(str(_short(version)), checks, engine.heatmaps))
+
+
 def _finish(run: Run, console: Console) -> Result:
     try:
         trained = train(run, console)
@@ -384,7 +423,7 @@ def _finish(run: Run, console: Console) -> Result:
             "kept",
             f"the {trained.kept}, which validates better" if trained.probe else "the best epoch",
         )
-        validation, test = _evaluate(run, trained, console)
+        scored = score(run, trained.model, tell=console.line, status=console.status)
         if channels(run.index.rows) is None:
             exported = _export(run, trained, console, Path(run.info["exports"]))
         else:
@@ -397,35 +436,12 @@ def _finish(run: Run, console: Console) -> Result:
             f"Stopped, and what was done is saved. Continue with: kresnet resume {run.path}"
         ) from None
     seconds = time.monotonic() - console.started
+    validation, test = scored["val"], scored.get("test")
     result = Result(run.path, exported, validation, test, trained.probe, trained.kept, seconds)
     run.update(status="complete", result=result.as_dict())
     shutil.rmtree(run.states, ignore_errors=True)  # nothing is left to resume
+    console.line("report", str(report_run(run.path, console=console)))
     return result
-
-
-def _evaluate(run: Run, trained: Trained, console: Console) -> tuple[Evaluation, Evaluation | None]:
-    """Score the kept model on validation and, once, on the hold-out test images."""
-    index = run.index
-    results: dict[str, Evaluation] = {}
-    for name in ("val", "test"):
-        rows = index.select(name)
-        if not rows:
-            continue
-        console.status(f"scoring {len(rows)} {name} images")
-        probabilities = predict(trained.model, rows, trained.preprocessing)
-        labels = np.array([row.label for row in rows])
-        results[name] = evaluation(probabilities, labels, index.classes)
-        console.line(name, str(results[name]))
-    run.write_json("evaluation.json", {name: r.as_dict() for name, r in results.items()})
-    final = results.get("test", results["val"])
-    save_confusion_picture(
-        final,
-        run.path / "confusion.png",
-        title=f"{'test' if 'test' in results else 'validation'}: {final.accuracy:.1%}",
-    )
-    mistakes = ", ".join(f"{t} as {p} {n}" for t, p, n in final.confusions(4))
-    console.line("worst", f"{mistakes or 'no mistakes'} (see {run.path / 'confusion.png'})")
-    return results["val"], results.get("test")
 
 
 def _export(run: Run, trained: Trained, console: Console, exports: Path) -> Path:
@@ -459,6 +475,7 @@ def _contract(run: Run) -> Contract:
         },
         temperature=info.get("temperature", 1.0),
         threshold=info.get("threshold"),
+        mirrored=run.recipe.flip,
         weights_sha256=sha256(run.weights.read_bytes()).hexdigest(),
     )
 

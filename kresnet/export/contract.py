@@ -64,6 +64,7 @@ class Contract(BaseModel):
         versions: Of the packages that made it.
         temperature: Scores are `softmax(logits / temperature)`.
         threshold: An answer whose best score is below it abstains; None never does.
+        mirrored: Whether training took a mirror image to be of the same class.
         weights_sha256: SHA-256 of the run's weights file, hexadecimal; "" where unknown.
         created: When it was made, ISO 8601 in UTC; "" where unknown.
         copy_of: The version that this one publishes again; None for an export of its own.
@@ -81,6 +82,7 @@ class Contract(BaseModel):
     versions: dict[str, str]
     temperature: float = 1.0
     threshold: float | None = None
+    mirrored: bool = False
     weights_sha256: str = ""
     created: str = ""
     copy_of: int | None = None

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kresnet.errors import DataError, ExportError
+from kresnet.data import pixels
+from kresnet.errors import ConfigError, DataError, ExportError
 from kresnet.export.contract import Contract
 
 
@@ -53,34 +54,78 @@ class Engine:
                 f"The export must load. Received: {directory} ({reason}). Export again."
             ) from None
 
+    def check_mirrors(self) -> None:
+        """Refuse to average over mirror images where these may be of another class.
+
+        Raises:
+            ConfigError: The export's training did not mirror.
+        """
+        if not self.contract.mirrored:
+            raise ConfigError(
+                "Averaging over mirror images needs an export whose training mirrored. Received: "
+                f"{self.contract.name!r}, which may tell left from right. Leave out --tta."
+            )
+
     def answer_files(
         self,
         paths: Sequence[str | Path],
         *,
+        mirror: bool = False,
         batch_size: int = 32,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[Answer | None]:
         """Answer for image files, in order, with at most `batch_size` of them in memory.
 
-        None stands for a file that is no image the graph can decode.
+        None stands for a file that is no image the graph can decode. `mirror` is as in `answer`.
 
         Raises:
             DataError: A file cannot be read.
         """
         answers: list[Answer | None] = []
         for start in range(0, len(paths), batch_size):
-            answers += self.answer([_read(path) for path in paths[start : start + batch_size]])
+            images = [_read(path) for path in paths[start : start + batch_size]]
+            answers += self.answer(images, mirror=mirror)
             progress(len(answers))
         return answers
 
-    def answer(self, images: Sequence[bytes]) -> list[Answer | None]:
-        """Answer for one batch of encoded images; None for one that cannot be decoded."""
+    def answer(self, images: Sequence[bytes], *, mirror: bool = False) -> list[Answer | None]:
+        """Answer for one batch of encoded images; None for one that cannot be decoded.
+
+        Args:
+            images: Files' contents.
+            mirror: Average the scores with those of the mirror images.
+        """
         rows = self._serve(image_bytes=tf.constant(list(images)))
-        scores, ok, abstain = (rows[name].numpy() for name in ("scores", "ok", "abstain"))
+        scores, ok = rows["scores"].numpy(), rows["ok"].numpy()
+        if mirror and ok.any():
+            mirrored = [_mirrored(image) for image, good in zip(images, ok, strict=True) if good]
+            scores[ok] = (
+                scores[ok] + self._serve(image_bytes=tf.constant(mirrored))["scores"].numpy()
+            ) / 2
+        threshold = self.contract.threshold or 0.0
         return [
-            self._named(row, bool(unsure)) if good else None
-            for row, good, unsure in zip(scores, ok, abstain, strict=True)
+            self._named(row, bool(row.max() < threshold)) if good else None
+            for row, good in zip(scores, ok, strict=True)
         ]
+
+    def heatmaps(self, images: Sequence[bytes], labels: Sequence[str]) -> list[np.ndarray | None]:
+        """Show where the evidence for a class is.
+
+        Args:
+            images: Files' contents.
+            labels: A class for each.
+
+        Returns:
+            For each, float32 `(gh, gw)` in 0..1, Grad-CAM on the centred square; None for an image
+            that cannot be decoded.
+        """
+        explain = self._module.signatures["explain"]
+        places = [self.contract.classes.index(label) for label in labels]
+        answer = explain(
+            image_bytes=tf.constant(list(images)), class_index=tf.constant(places, tf.int32)
+        )
+        maps, ok = answer["heatmap"].numpy(), answer["ok"].numpy()
+        return [heat if good else None for heat, good in zip(maps, ok, strict=True)]
 
     def _named(self, row: np.ndarray, abstain: bool) -> Answer:
         scores = {
@@ -97,3 +142,10 @@ def _read(path: str | Path) -> bytes:
         raise DataError(
             f"An image must be a readable file. Received: {str(path)!r} ({error.strerror})."
         ) from None
+
+
+def _mirrored(image: bytes) -> bytes:
+    """Return an image mirrored left to right, as a PNG: without any loss."""
+    mirrored = tf.image.flip_left_right(pixels.decode(tf.constant(image)))
+    encoded: bytes = tf.io.encode_png(mirrored).numpy()
+    return encoded

@@ -69,6 +69,8 @@ class Recipe(BaseModel):
         budget_s: Seconds the whole job may take; fewer epochs are run to keep it. None is no limit.
         max_bad: Largest share of unreadable images that is tolerated, first when they are listed
             and again while training.
+        target_precision: Share of the answers given that shall be right; below the score that it
+            takes, on validation images, the export abstains. None always answers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -110,6 +112,7 @@ class Recipe(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     budget_s: Annotated[float | None, Field(gt=0.0)] = None
     max_bad: Rate = 0.05
+    target_precision: Annotated[float | None, Field(gt=0.0, lt=1.0)] = None
 
     @property
     def augmentation(self) -> Augmentation:

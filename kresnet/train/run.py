@@ -9,6 +9,9 @@ state/              exact state to resume from; removed when the run is complete
 model.weights.safetensors   the kept weights, by layer and variable name
 run.json            status and results so far
 evaluation.json     every number of the evaluation; confusion.png shows the mistakes
+calibration.json    the temperature, how well scores agree with accuracy, when to abstain
+predictions.csv     what was said of every held-out image
+report.html         all of this, to read
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -119,8 +122,20 @@ class Run:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file in one step: a reader sees the old or the new, never half."""
         text = json.dumps(content, indent=2, ensure_ascii=False)
+        self.write_text(name, text + "\n")
+
+    def write_table(self, name: str, lines: Iterable[Sequence[object]]) -> None:
+        """Write a CSV file in one step, the names of the columns first."""
+        with (
+            _whole(self.path / name) as partial,
+            partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            csv.writer(file).writerows(lines)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file in one step."""
         with _whole(self.path / name) as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
+            partial.write_text(text, encoding="utf-8")
 
     def save_weights(self, model: keras.Model) -> None:
         """Keep the model's weights, by layer and variable name."""

@@ -87,7 +87,9 @@ def train(run: Run, console: Console) -> Trained:
     else:
         probe = None
     best = Score(probe["accuracy"], probe["loss"]) if probe else None
-    if recipe.epochs:
+    if run.info.get("status") == "complete":  # its states are gone, and nothing is left to train
+        best = Score(**run.info["validation"])
+    elif recipe.epochs:
         _prepare_layers(model, recipe)
         data = training_data(
             recipe,

@@ -23,28 +23,34 @@ THRESHOLD = 0.6
 PREPROCESSING = Preprocessing(image_size=64, crop_pct=0.8, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
-def write_colours(home, labels):
-    """Write version 1 of an export that looks for red, green and blue."""
-    directory = home / "1"
+def colours_model(classes=CLASSES):
+    """A network that looks for red, green and blue."""
     inputs = keras.Input((64, 64, 3))
     cells = keras.layers.AveragePooling2D(4)(inputs)  # (16, 16)
     pure = keras.layers.Conv2D(3, 1, activation="relu", name="pure")(cells)
     pooled = keras.layers.GlobalAveragePooling2D(name="pool")(pure)
-    model = keras.Model(inputs, keras.layers.Dense(len(CLASSES), name="head")(pooled))
+    model = keras.Model(inputs, keras.layers.Dense(len(classes), name="head")(pooled))
     kernel = np.full((1, 1, 3, 3), -1.0) + 2 * np.eye(3)
     model.get_layer("pure").set_weights([kernel, np.full(3, -0.1)])
-    weights = np.zeros((3, len(CLASSES)))
+    weights = np.zeros((3, len(classes)))
     weights[:3, :3] = 100 * np.eye(3)
-    model.get_layer("head").set_weights([weights, np.linspace(0.3, 0.0, len(CLASSES))])
+    model.get_layer("head").set_weights([weights, np.linspace(0.3, 0.0, len(classes))])
+    return model
+
+
+def write_colours(home, labels, classes=CLASSES, **fields):
+    """Write version 1 of an export that looks for red, green and blue."""
+    directory = home / "1"
+    model = colours_model(classes)
     contract = Contract(
         name=home.name,
         variant="colours",
-        classes=CLASSES,
+        classes=classes,
         preprocessing=PREPROCESSING,
         versions={},
-        threshold=THRESHOLD,
+        **{"threshold": THRESHOLD} | fields,
     )
-    labels.write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+    labels.write_text("\n".join(classes) + "\n", encoding="utf-8")
     servable = Servable(model, contract, labels)
     calls = (servable.serve_images, servable.serve_bytes, servable.explain, servable.classify)
     signatures = dict(zip(SIGNATURES, calls, strict=True))

@@ -21,6 +21,9 @@ import kresnet
 from kresnet import cli
 from kresnet.console import Console
 from kresnet.errors import ConfigError, DataError, ExportError, Interrupted
+from kresnet.evaluate.calibrate import probabilities
+from kresnet.evaluate.predict import predict_logits
+from kresnet.evaluate.predictions import load_predictions
 from kresnet.export import golden, publish, saved_model, servable
 from kresnet.export.contract import Contract
 from kresnet.export.reference import Sample
@@ -79,7 +82,8 @@ def failed(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def trained(striped, tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
-    return fit(striped, folder, epochs=15, test=0.25, name="stripes"), folder, striped
+    settings = {"epochs": 15, "test": 0.25, "name": "stripes", "target_precision": 0.8}
+    return fit(striped, folder, **settings), folder, striped
 
 
 def test_it_learns_and_reports_every_image_once(trained):
@@ -107,6 +111,30 @@ def test_the_run_holds_what_it_promises(trained):
     assert Path(run.recipe.data) == data
 
 
+def test_scores_are_calibrated_on_validation_images_and_kept(trained):
+    result, _, _ = trained
+    run = Run.open(result.run)
+    found = json.loads((run.path / "calibration.json").read_text())
+    contract = Contract.load(result.export)
+    assert run.info["temperature"] == found["temperature"]["value"] == contract.temperature != 1
+    assert found["temperature"]["images"] == 12
+    val, test = found["splits"]["val"], found["splits"]["test"]
+    assert val["after"]["loss"] <= val["before"]["loss"]
+    assert val["after"]["loss"] == pytest.approx(result.validation.loss, abs=1e-6)
+    assert sum(b["n"] for b in test["after"]["bins"]) == 12
+    assert contract.mirrored is False
+    said = load_predictions(run.path)
+    assert [one.split for one in said] == ["val"] * 12 + ["test"] * 12
+    for name, evaluated in (("val", result.validation), ("test", result.test)):
+        right = [one.is_right for one in said if one.split == name]
+        assert np.mean(right) == evaluated.accuracy
+    for one, row in zip(said, run.index.select("val") + run.index.select("test"), strict=True):
+        assert one.digest == sha256(Path(row.path).read_bytes()).hexdigest()
+        assert one.label == run.index.classes[row.label]
+        assert sum(one.scores.values()) == pytest.approx(1, abs=1e-5)
+        assert one.scores[one.predicted] == one.score == max(one.scores.values())
+
+
 def test_the_users_folder_is_not_touched(trained, striped):
     assert len(list(striped.rglob("*"))) == 4 + 48
 
@@ -115,10 +143,9 @@ def test_the_export_answers_as_the_kept_model_does(trained):
     result, _, _ = trained
     run = Run.open(result.run)
     model = kresnet.build("resnet20_cifar", num_classes=4, weights=run.weights)
-    from kresnet.evaluate.predict import predict
-
     rows = run.index.rows
-    expected = predict(model, rows, run.preprocessing)
+    logits = predict_logits(model, rows, run.preprocessing)
+    expected = probabilities(logits, run.info["temperature"])
     served = tf.saved_model.load(str(result.export)).signatures["serving_bytes"]
     answer = served(image_bytes=tf.stack([tf.io.read_file(row.path) for row in rows]))
     np.testing.assert_allclose(answer["scores"], expected, atol=1e-5)
