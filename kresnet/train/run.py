@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 import kresnet
@@ -147,7 +148,7 @@ class Run:
         try:
             with _whole(self.weights) as partial:
                 save_file(arrays, partial)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise ResourceError(
                 f"The weights must be writable. Received: {error}. Make room and resume."
             ) from error
@@ -169,8 +170,12 @@ class Run:
 def _whole(file: Path) -> Iterator[Path]:
     """Give a path to write to that becomes `file` in one step: a reader never sees half."""
     partial = file.with_name(f".{file.name}.partial")
-    yield partial
-    os.replace(partial, file)
+    try:
+        yield partial
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # on a full disk, half a file is in the way
+        raise
 
 
 def environment() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from kresnet.errors import ResourceError
@@ -49,7 +50,7 @@ def save_state(directory: Path, step: int, variables: Sequence[Any], meta: dict[
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _sync(directory)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter for what fails in save_file
         shutil.rmtree(partial, ignore_errors=True)
         raise ResourceError(
             f"The training state must be writable. Received: {error}. "
