@@ -151,10 +151,16 @@ class TrainingData:
                     yield batch
                     start += 1
             except tf.errors.OpError:
-                numbers = start * self._batch_size + np.arange(self._first, self._last)
-                which = [int(self._image_of(number)) for number in numbers]
-                if not self._lost.search(which):
+                if not self._lost.search(self._which(start)):
                     raise
+
+    def rows_of(self, number: int) -> list[Row]:
+        """Return the rows whose views make up a batch, in order; mixing adds them to each other."""
+        return [self._rows[k] for k in self._which(number)]
+
+    def _which(self, batch: int) -> list[int]:
+        numbers = batch * self._batch_size + np.arange(self._first, self._last)
+        return [int(self._image_of(number)) for number in numbers]
 
     def dataset(self, start: int = 0) -> tf.data.Dataset:
         """Return the stream of `batches` as a dataset, which ends with an error where they go on.

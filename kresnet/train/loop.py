@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from types import FrameType
@@ -19,12 +19,15 @@ import tensorflow as tf
 
 from kresnet.console import Console, duration
 from kresnet.data.pipeline import Batch, TrainingData
-from kresnet.errors import ConfigError, Interrupted
+from kresnet.errors import Interrupted
+from kresnet.train.average import Average
 from kresnet.train.judge import Judge, Score
-from kresnet.train.optimizer import optimizer_for, warmup_cosine
-from kresnet.train.recipe import Recipe
+from kresnet.train.optimizer import optimizer_for
 from kresnet.train.run import Run
+from kresnet.train.schedule import rate_at
 from kresnet.train.state import load_state, restore, save_state
+from kresnet.train.step import Step, train_step
+from kresnet.train.trouble import NotFinite, Troubles, suspects
 
 FINISHING_S = 25.0
 """Seconds of a budget that are kept for the evaluation and the export."""
@@ -57,7 +60,8 @@ def fine_tune(
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the state is saved and the message says how to go on.
-        ConfigError: The loss is not finite any more.
+        ConfigError: The loss is not finite, at lower learning rates neither.
+        ResourceError: Not one image fits into memory, or the state cannot be saved.
     """
     loop = _Loop(run, model, data, judge, best, console)
     with _signals(loop.stop):
@@ -83,15 +87,19 @@ class _Loop:
         self._loss_sum = 0.0
         self._history: list[dict[str, Any]] = []
         self._stopping = False
+        self._stale = 0  # epochs since anything was kept
+        self._troubles = Troubles(run)
+        self._average = Average(model, reach=self._recipe.ema) if self._recipe.ema else None
         self._optimizer = optimizer_for(
             model,
             self._recipe.optimizer,
             weight_decay=self._recipe.weight_decay,
             layer_decay=self._recipe.layer_decay,
             clip_norm=self._recipe.clip_norm,
+            l1=self._recipe.l1,
             scale_loss=self._recipe.precision == "float16",
         )
-        self._step = train_step(model, self._optimizer, self._recipe)
+        self._step = self._compiled()
         self._saved = time.monotonic()
 
     def stop(self) -> None:
@@ -100,23 +108,60 @@ class _Loop:
 
     def run(self) -> None:
         """Train from the last saved state, or from the beginning, to the last epoch."""
-        resumed = load_state(self._run.states)
+        resumed = self._go_back()
         if resumed:
-            self._restore(*resumed)
             at = f"epoch {self._epoch + 1}" if self._epoch < self._epochs else "the end"
             self._console.line("resume", f"{self._run.path} from {at} of {self._epochs}")
-        else:
+        while True:
+            try:
+                return self._train(keep_budget=not resumed)  # a resumed run has an end already
+            except tf.errors.ResourceExhaustedError:
+                said = self._troubles.out_of_memory(self.best)
+                self._step = self._compiled()
+            except NotFinite as error:
+                said = self._troubles.not_finite(error, self.best)
+            self._console.line("trouble", said)
+            self._go_back()
+
+    def _train(self, *, keep_budget: bool) -> None:
+        if not self._has_state:
             self._keep_budget(self._timed_epoch())
             self._save()  # from here on, whatever happens, a resumed run is the same run
-        batches = self._data.batches(self._epoch * self._data.steps + self._done)
+        batches = self._data.batches(self._position)
         while self._epoch < self._epochs:
             started = time.monotonic()
             self._one_epoch(batches)
-            if not resumed:  # a resumed run has an end already
+            if keep_budget:
                 self._keep_budget(time.monotonic() - started)
+            self._stop_early()
             due = time.monotonic() - self._saved > _SAVE_EVERY_S
             if due or self._epoch == self._epochs:
                 self._save()
+
+    def _go_back(self) -> bool:
+        """Return to the last saved state, if there is one; tell whether there is."""
+        state = load_state(self._run.states)
+        self._has_state = state is not None
+        if state:
+            self._restore(*state)
+        return self._has_state
+
+    def _compiled(self) -> Step:
+        return train_step(
+            self._model, self._optimizer, loss=self._recipe.loss, parts=self._troubles.parts
+        )
+
+    @property
+    def _position(self) -> int:
+        """Steps done."""
+        return self._epoch * self._data.steps + self._done
+
+    def _stop_early(self) -> None:
+        """End where no epoch has been better for as many as the recipe is patient."""
+        patience = self._recipe.patience
+        if patience and self._stale >= patience and self._epoch < self._epochs:
+            self._console.line("stop", f"{patience} epochs without a better one")
+            self._epochs = self._epoch
 
     def _keep_budget(self, epoch_s: float) -> None:
         """Do fewer epochs if what is left of the budget is too short for all of them."""
@@ -143,15 +188,18 @@ class _Loop:
         before = [np.array(v) for v in self._variables()]
         steps: list[float] = []
         self._judge()  # the first time includes compiling and reading the images
-        for batch in islice(self._data.batches(), 3):
-            started = time.monotonic()
-            float(self._step(*batch))
-            steps.append(time.monotonic() - started)
-        for variable, value in zip(self._variables(), before, strict=True):
-            variable.assign(value)
+        try:
+            for batch in islice(self._data.batches(), 3):
+                started = time.monotonic()
+                float(self._step(*batch))
+                steps.append(time.monotonic() - started)
+        finally:
+            for variable, value in zip(self._variables(), before, strict=True):
+                variable.assign(value)
         started = time.monotonic()
         self._judge()
-        return self._data.steps * min(steps) + time.monotonic() - started
+        judging = time.monotonic() - started
+        return self._data.steps * min(steps) + judging * (2 if self._average else 1)
 
     def _one_epoch(self, batches: Iterator[Batch]) -> None:
         started, waited, images_done = time.monotonic(), 0.0, 0
@@ -161,8 +209,7 @@ class _Loop:
             batch = next(batches)
             waited += time.monotonic() - asked
             self._optimizer.learning_rate = self._rate()
-            self._loss_sum += float(self._step(*batch))
-            self._done += 1
+            self._learn(batch)
             images_done += len(batch[1])
             if self._stopping:
                 self._save()
@@ -181,50 +228,103 @@ class _Loop:
             )
         self._end_epoch(time.monotonic() - started, waited, images_done)
 
+    def _learn(self, batch: Batch) -> None:
+        """Make one step.
+
+        Raises:
+            NotFinite: The loss is not finite; the weights are not what they should be any more.
+        """
+        loss = float(self._step(*batch))
+        if not math.isfinite(loss):
+            raise NotFinite(
+                f"loss {loss} in epoch {self._epoch + 1}, step {self._done + 1}",
+                suspects(self._data.rows_of(self._position), batch[0]),
+            )
+        self._loss_sum += loss
+        self._done += 1
+        if self._average:
+            self._average.update(self._position, self._epochs * self._data.steps)
+
     def _rate(self) -> float:
         """Return the learning rate of the next step."""
-        done = self._epoch * self._data.steps + self._done + 1
-        progress = done / (self._epochs * self._data.steps)
-        return self._recipe.lr * warmup_cosine(progress, warmup=self._recipe.warmup)
+        recipe = self._recipe
+        progress = (self._position + 1) / (self._epochs * self._data.steps)
+        share = rate_at(progress, recipe.schedule, warmup=recipe.warmup, drops=recipe.drops)
+        return recipe.lr * share * self._troubles.rate_share
 
     def _end_epoch(self, seconds: float, waited: float, images: int) -> None:
         loss = self._loss_sum / max(self._done, 1)
-        if not math.isfinite(loss):
-            raise ConfigError(
-                f"The loss must stay finite. Received: loss={loss} in epoch {self._epoch + 1}. "
-                f"Lower --lr, which was {self._recipe.lr:g}."
-            )
         rate = float(self._optimizer.learning_rate)
-        score = self._judge()
-        kept = score.beats(self.best)
-        if kept:
-            self.best = score
-            self._run.save_weights(self._model)
-            self._run.update(kept="fine-tune", validation=asdict(score))
-        self._history.append(
-            {
-                "epoch": self._epoch + 1,
-                "loss": round(loss, 6),
-                "val_loss": round(score.loss, 6),
-                "val_accuracy": round(score.accuracy, 6),
-                "lr": f"{rate:.3g}",
-                "images_per_s": round(images / seconds, 1),
-                "wait": round(waited / seconds, 3),
+        score, averaged = self._scores()
+        kept = self._keep(score, averaged)
+        self._stale = 0 if kept else self._stale + 1
+        row = {
+            "epoch": self._epoch + 1,
+            "loss": round(loss, 6),
+            "val_loss": round(score.loss, 6),
+            "val_accuracy": round(score.accuracy, 6),
+            "lr": f"{rate:.3g}",
+        }
+        if averaged:
+            row |= {
+                "average_val_loss": round(averaged.loss, 6),
+                "average_val_accuracy": round(averaged.accuracy, 6),
             }
+        self._history.append(
+            row | {"images_per_s": round(images / seconds, 1), "wait": round(waited / seconds, 3)}
         )
         self._run.write_metrics(self._history)
         self._epoch, self._done, self._loss_sum = self._epoch + 1, 0, 0.0
         self._console.line(
             f"{self._epoch:3d}/{self._epochs}",
-            f"loss {loss:.3f}  val {score.accuracy:.3f} (loss {score.loss:.3f})  lr {rate:.1e}  "
-            f"{images / seconds:.1f} images/s  wait {waited / seconds:.0%}"
-            + ("  best" if kept else ""),
+            f"loss {loss:.3f}  val {score.accuracy:.3f} (loss {score.loss:.3f})"
+            + (f"  average {averaged.accuracy:.3f} (loss {averaged.loss:.3f})" if averaged else "")
+            + f"  lr {rate:.1e}  {images / seconds:.1f} images/s  wait {waited / seconds:.0%}"
+            + (f"  best{' (average)' * (kept == 'average')}" if kept else ""),
         )
 
+    def _scores(self) -> tuple[Score, Score | None]:
+        """Return the score of the weights, and that of their average if there is one.
+
+        Raises:
+            NotFinite: A score is not finite.
+        """
+        score, averaged = self._judge(), None
+        if self._average:
+            with self._average.in_place():
+                averaged = self._judge()
+        for one in (score, averaged):
+            if one and not math.isfinite(one.loss):
+                raise NotFinite(f"validation loss {one.loss} after epoch {self._epoch + 1}")
+        return score, averaged
+
+    def _keep(self, score: Score, averaged: Score | None) -> str:
+        """Keep the weights or their average if they are the best so far; return which."""
+        average = averaged is not None and averaged.beats(score)
+        better = averaged if averaged is not None and average else score
+        if not better.beats(self.best):
+            return ""
+        self.best = better
+        with self._average.in_place() if average and self._average else nullcontext():
+            self._run.save_weights(self._model)
+        kind = "average" if average else "weights"
+        self._run.update(kept="fine-tune", kept_weights=kind, validation=asdict(better))
+        return kind
+
     def _variables(self) -> list[Any]:
-        return [*self._model.variables, *self._optimizer.variables]
+        averages = self._average.variables if self._average else []
+        return [*self._model.variables, *self._optimizer.variables, *averages]
 
     def _save(self) -> None:
+        """Save where the training stands.
+
+        Raises:
+            NotFinite: A variable is not finite: nobody would want to resume from here.
+            ResourceError: The disk is full or not writable.
+        """
+        floating = (v.value for v in self._variables() if v.dtype.startswith("float"))
+        if not all(bool(tf.reduce_all(tf.math.is_finite(value))) for value in floating):
+            raise NotFinite(f"weights in epoch {self._epoch + 1}, step {self._done}")
         meta = {
             "epochs": self._epochs,
             "epoch": self._epoch,
@@ -232,48 +332,20 @@ class _Loop:
             "loss_sum": self._loss_sum,
             "history": self._history,
             "best": asdict(self.best) if self.best else None,
+            "stale": self._stale,
         }
-        step = self._epoch * self._data.steps + self._done
-        save_state(self._run.states, step, self._variables(), meta)
-        self._saved = time.monotonic()
+        save_state(self._run.states, self._position, self._variables(), meta)
+        self._has_state, self._saved = True, time.monotonic()
 
     def _restore(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         restore(self._variables(), arrays)
         self._epochs, self._epoch, self._done = meta["epochs"], meta["epoch"], meta["done"]
         self._loss_sum, self._history = meta["loss_sum"], meta["history"]
+        self._stale = meta.get("stale", 0)
         self.best = Score(**meta["best"]) if meta["best"] else None
-
-
-def train_step(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, recipe: Recipe
-) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Return a compiled function that learns from one batch and gives its mean loss.
-
-    It takes images `(b, s, s, 3)`, targets `(b, classes)` and weights `(b,)`, float32. The loss is
-    the mean over the batch of weight times cross-entropy. It is not divided by the weights of the
-    batch: their mean over all training images is 1, so gradients of small batches stay unbiased.
-    """
-    classes = model.output_shape[-1]
-    variables = model.trainable_variables
-    size = recipe.image_size
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec((None, size, size, model.input_shape[-1]), tf.float32),
-            tf.TensorSpec((None, classes), tf.float32),
-            tf.TensorSpec((None,), tf.float32),
-        ]
-    )
-    def step(images: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            errors = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-            loss = tf.reduce_mean(weights * errors)
-            scaled = optimizer.scale_loss(loss)
-        optimizer.apply(tape.gradient(scaled, variables), variables)
-        return loss
-
-    return step
+        kept = self._troubles.best  # weights kept after this state, in a training not gone on with
+        if kept and kept.beats(self.best):
+            self.best = kept
 
 
 @contextmanager

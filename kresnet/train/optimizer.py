@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
+from keras import ops
 
 from kresnet.errors import ConfigError
+
+Name = Literal["adamw", "adam", "sgd", "lamb", "rmsprop"]
 
 _STAGE = re.compile(r"stage(\d+)_")
 
@@ -19,24 +21,35 @@ class _Grouped(keras.optimizers.Optimizer):
 
     One optimizer keeps one schedule, one iteration count and one global clipping for all groups,
     which several optimizers side by side would not.
+
+    Args:
+        groups: For the path of each variable, its share of the learning rate and its decay.
+        l1: Factor of the absolute values of what decays, in the loss.
+        options: Of the Keras optimizer.
     """
 
-    decoupled: bool
+    decoupled = False
 
-    def __init__(self, *, groups: dict[str, tuple[float, float]], **options: Any) -> None:
+    def __init__(
+        self, *, groups: dict[str, tuple[float, float]], l1: float = 0.0, **options: Any
+    ) -> None:
         super().__init__(**options)
-        self.groups = groups
+        self.groups, self.l1 = groups, l1
 
     def build(self, variables: Sequence[Any]) -> None:
         """Create the slots, and look up the group of each variable."""
         self._by_index = [self.groups[variable.path] for variable in variables]
+        self._is_kernel = [variable.name == "kernel" for variable in variables]
         super().build(variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable with its own rate and decay."""
         # TensorFlow hands over its own variable, which has lost the Keras path.
-        share, decay = self._by_index[self._get_variable_index(variable)]
+        index = self._get_variable_index(variable)
+        share, decay = self._by_index[index]
         learning_rate = learning_rate * share
+        if self.l1 and self._is_kernel[index]:
+            gradient = gradient + self.l1 * ops.sign(variable)
         if decay and self.decoupled:
             variable.assign(variable * (1.0 - learning_rate * decay))
         elif decay:
@@ -50,30 +63,77 @@ class GroupedAdamW(_Grouped, keras.optimizers.Adam):
     decoupled = True
 
 
+class GroupedAdam(_Grouped, keras.optimizers.Adam):
+    """Adam with L2 decay in the gradient (Kingma & Ba 2014, arXiv:1412.6980)."""
+
+
 class GroupedSGD(_Grouped, keras.optimizers.SGD):
     """SGD with Nesterov momentum and L2 decay in the gradient, as the ResNet papers train."""
 
-    decoupled = False
+
+class GroupedRMSprop(_Grouped, keras.optimizers.RMSprop):
+    """RMSprop with momentum and L2 decay in the gradient."""
+
+
+class GroupedLAMB(_Grouped, keras.optimizers.Lamb):
+    """LAMB: Adam whose step of each variable is as long as a share of the variable.
+
+    You et al. 2019, arXiv:1904.00962, algorithm 2, in which the decay is a part of the step whose
+    length is set; Keras' Lamb decays apart from it. Variables without decay, norms and biases,
+    take Adam's step, as in timm.
+    """
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update one variable with its own rate and decay."""
+        index = self._get_variable_index(variable)
+        share, decay = self._by_index[index]
+        if self.l1 and self._is_kernel[index]:
+            gradient = gradient + self.l1 * ops.sign(variable)
+        mean, square = self._momentums[index], self._velocities[index]
+        count = ops.cast(self.iterations + 1, variable.dtype)
+        self.assign_add(mean, (gradient - mean) * (1.0 - self.beta_1))
+        self.assign_add(square, (ops.square(gradient) - square) * (1.0 - self.beta_2))
+        step = (mean / (1.0 - self.beta_1**count)) / (
+            ops.sqrt(square / (1.0 - self.beta_2**count)) + self.epsilon
+        )
+        if decay:
+            step = step + decay * variable
+            length, wanted = ops.norm(step), ops.norm(variable)
+            step = step * ops.where((length > 0) & (wanted > 0), wanted / length, 1.0)
+        self.assign_sub(variable, learning_rate * share * step)
+
+
+_CLASSES: dict[Name, tuple[type[_Grouped], dict[str, Any]]] = {
+    "adamw": (GroupedAdamW, {}),
+    "adam": (GroupedAdam, {}),
+    "sgd": (GroupedSGD, {"momentum": 0.9, "nesterov": True}),
+    "lamb": (GroupedLAMB, {"epsilon": 1e-6}),
+    # As EfficientNet and MobileNet are trained.
+    "rmsprop": (GroupedRMSprop, {"rho": 0.9, "momentum": 0.9, "epsilon": 1e-3}),
+}
 
 
 def optimizer_for(
     model: keras.Model,
-    name: Literal["adamw", "sgd"],
+    name: Name,
     *,
     weight_decay: float,
     layer_decay: float,
     clip_norm: float | None,
+    l1: float = 0.0,
     scale_loss: bool = False,
 ) -> keras.optimizers.Optimizer:
     """Build the optimizer of a model, with layer-wise learning rates.
 
     Args:
         model: A model of kresnet's layer names.
-        name: "adamw", or "sgd" with Nesterov momentum 0.9.
+        name: "adamw", "adam", "sgd" with Nesterov momentum 0.9, "lamb", or "rmsprop" with momentum
+            0.9.
         weight_decay: For kernels only; norms and biases are never decayed (He et al. 2018,
             arXiv:1812.01187, section 3.1).
         layer_decay: Factor of the learning rate from one stage to the one before it, in (0, 1].
         clip_norm: Largest global norm of the gradient, or None.
+        l1: Factor of the absolute values of the kernels in the loss.
         scale_loss: Scale the loss, for float16, whose range is too narrow for gradients.
 
     Returns:
@@ -96,32 +156,14 @@ def optimizer_for(
         )
         for variable in variables
     }
-    options: dict[str, Any] = {"learning_rate": 0.0, "global_clipnorm": clip_norm}
-    optimizer: keras.optimizers.Optimizer = (
-        GroupedAdamW(groups=groups, **options)
-        if name == "adamw"
-        else GroupedSGD(groups=groups, momentum=0.9, nesterov=True, **options)
+    kind, options = _CLASSES[name]
+    optimizer: keras.optimizers.Optimizer = kind(
+        groups=groups, l1=l1, learning_rate=0.0, global_clipnorm=clip_norm, **options
     )
     if scale_loss:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(variables)
     return optimizer
-
-
-def warmup_cosine(progress: float, *, warmup: float) -> float:
-    """Return the share of the peak learning rate at a point of the training.
-
-    Rises linearly to 1 during the warm-up, then falls along half a cosine to 0.01 (Loshchilov &
-    Hutter 2016, arXiv:1608.03983; He et al. 2018, arXiv:1812.01187, section 5.1).
-
-    Args:
-        progress: Share of the training that is done, in 0..1.
-        warmup: Share of the training in which the rate rises.
-    """
-    if progress < warmup:
-        return progress / warmup
-    fallen = min((progress - warmup) / (1.0 - warmup), 1.0)
-    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * fallen))
 
 
 def freeze_before(model: keras.Model, stage: int) -> Sequence[str]:

@@ -15,6 +15,10 @@ from kresnet.data.balance import Balance
 from kresnet.data.store import Cache
 from kresnet.errors import ConfigError
 from kresnet.train.hardware import Precision, has_gpu, resolve_precision
+from kresnet.train.optimizer import Name as Optimizer
+from kresnet.train.presets import PRESETS, check_preset
+from kresnet.train.schedule import Schedule
+from kresnet.train.step import Loss
 from kresnet.zoo.variants import variant_config
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -22,6 +26,18 @@ Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 _MIXUP_FROM = 20_000  # images, as in BiT's HyperRule (Kolesnikov et al. 2020, arXiv:1912.11370)
+# Seconds on a processor, which fine-tunes slowly: by default a model within five minutes.
+_BUDGETS = {"fast": 90.0, "default": 270.0, "best": None}
+# Rate and decay of an optimizer that is not the planned one, and whether weights are random: the
+# same for Adam's kin, but L2 in place of decay; for SGD those of BiT's rule and of He et al. 2015.
+_OPTIMIZERS: dict[tuple[Any, bool], dict[str, float]] = {
+    ("sgd", False): {"lr": 3e-3, "weight_decay": 1e-4},
+    ("sgd", True): {"lr": 0.05, "weight_decay": 1e-4},
+    ("adam", False): {"weight_decay": 1e-5},
+    ("adam", True): {"weight_decay": 1e-5},
+    ("rmsprop", False): {"weight_decay": 1e-5},
+    ("rmsprop", True): {"weight_decay": 1e-5},
+}
 _UNEVEN = 3  # largest class by smallest class, from which on rare classes are raised
 
 
@@ -41,12 +57,21 @@ class Recipe(BaseModel):
         exclude: CSV of images to leave out; None is none.
         epochs: Passes over the training images in the fine-tuning stage; 0 is the probe alone.
         batch_size: Images a step.
-        optimizer: "adamw" or "sgd".
+        accumulate: In how many parts a batch is computed, for large batches in little memory.
+        optimizer: "adamw", "adam", "sgd" (Nesterov), "lamb" or "rmsprop". In "adamw" and "lamb" the
+            decay is apart from the gradient; in the others it is L2.
         lr: Peak learning rate, of the head and the last stage.
         layer_decay: Factor of the learning rate from one stage to the one before it.
         weight_decay: Of kernels; norms and biases have none.
+        l1: Factor of the absolute values of the kernels in the loss.
+        schedule: "cosine", "one-cycle", or "steps" that fall to a tenth at each of the drops.
         warmup: Share of the steps in which the learning rate rises.
+        drops: Shares of the steps after which the learning rate falls to a tenth.
         clip_norm: Largest global norm of the gradient; None is no limit.
+        ema: Share of the steps that the average of the weights reaches back, which is kept where it
+            validates better than the weights; 0 is no average.
+        patience: Epochs without a better one after which the training ends; None is never.
+        loss: "softmax" cross-entropy, or "sigmoid": a binary one for each class.
         train_from: First stage that is fine-tuned; 1 is the whole network.
         norms: "frozen" keeps the pretrained statistics, "train" learns them.
         min_area: Smallest share of an image that a random training crop covers.
@@ -86,12 +111,19 @@ class Recipe(BaseModel):
     exclude: str | None = None
     epochs: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    optimizer: Optimizer = "adamw"
     lr: Annotated[float, Field(gt=0.0)]
     layer_decay: Fraction
     weight_decay: Annotated[float, Field(ge=0.0)]
+    l1: Annotated[float, Field(ge=0.0)] = 0.0
+    schedule: Schedule = "cosine"
     warmup: Rate = 0.1
+    drops: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = ()
     clip_norm: Annotated[float | None, Field(gt=0.0)] = 1.0
+    ema: Rate = 0.0
+    patience: Annotated[int | None, Field(ge=1)] = None
+    loss: Loss = "softmax"
     train_from: Annotated[int, Field(ge=1)] = 1
     norms: Literal["frozen", "train"]
     min_area: Fraction
@@ -153,6 +185,18 @@ class Recipe(BaseModel):
         return _validated(fields)
 
 
+def rerun(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """Return a stored recipe with some fields changed; `precision` may be "auto".
+
+    Raises:
+        ConfigError: A field is unknown or out of range.
+    """
+    fields = recipe.model_dump() | dict(overrides)
+    if fields["precision"] == "auto":
+        fields["precision"] = resolve_precision("auto")
+    return _validated(fields)
+
+
 def plan(
     *,
     data: str,
@@ -163,6 +207,7 @@ def plan(
     image_size: int,
     overrides: Mapping[str, Any],
     counts: Sequence[int] = (),
+    preset: str = "default",
 ) -> Recipe:
     """Fill every setting that `overrides` leaves open, from the data's size and the hardware.
 
@@ -175,11 +220,13 @@ def plan(
         image_size: What the weights, or the variant, were made for.
         overrides: Recipe fields the user has set; they win. `precision` may be "auto".
         counts: Training images of each class.
+        preset: "fast", "default" or "best", or a key of `presets.PRESETS`.
 
     Raises:
-        ConfigError: A field is unknown or out of range.
+        ConfigError: A field or the preset is unknown, or a field is out of range.
     """
     variant_config(variant)
+    check_preset(preset)
     fields: dict[str, Any] = {
         "data": data,
         "variant": variant,
@@ -189,10 +236,14 @@ def plan(
         "flip": not direction_matters(classes),
         "mixup": 0.1 if num_images >= _MIXUP_FROM else 0.0,
         "balance": "sqrt" if counts and max(counts) > _UNEVEN * min(counts) else "none",
-        **(_from_scratch(num_images) if weights is None else _transfer(num_images)),
+        **(_from_scratch if weights is None else _transfer)(num_images, effort=preset),
     }
-    if "epochs" not in overrides and "budget_s" not in overrides and not has_gpu():
-        fields["budget_s"] = 270.0  # a processor fine-tunes slowly: a model within five minutes
+    if preset in PRESETS:
+        fields |= PRESETS[preset].fields(num_images=num_images, overrides=overrides)
+    elif not {"epochs", "budget_s"} & set(overrides) and not has_gpu():
+        fields["budget_s"] = _BUDGETS[preset]
+    if preset not in PRESETS:
+        fields |= _OPTIMIZERS.get((overrides.get("optimizer"), weights is None), {})
     fields |= overrides
     precision: Precision = fields.get("precision", "auto")
     if precision in ("auto", "float32", "bfloat16", "float16"):
@@ -200,24 +251,34 @@ def plan(
     return _validated(fields)
 
 
-def _transfer(num_images: int) -> dict[str, Any]:
+def _transfer(num_images: int, *, effort: str) -> dict[str, Any]:
     """Settings for pretrained weights: keep what they know, more so the fewer the images."""
+    seen, least, most = {"fast": (8_000, 2, 5), "best": (60_000, 15, 40)}.get(
+        effort, (20_000, 5, 15)
+    )
+    epochs = _epochs(images_seen=seen, num_images=num_images, least=least, most=most)
+    # Fine-tuning the last two stages is as good on hundreds of images, and 1.7 times as fast.
+    first = 3 if num_images < 5_000 else 1
     return {
-        "epochs": _epochs(images_seen=20_000, num_images=num_images, least=5, most=15),
+        "epochs": epochs,
         "lr": 5e-5,
         "layer_decay": 0.5,
         "weight_decay": 0.05,
-        # Fine-tuning the last two stages is as good on hundreds of images, and 1.7 times as fast.
-        "train_from": 3 if num_images < 5_000 else 1,
+        "train_from": 4 if effort == "fast" else first,
         "norms": "frozen",
         "min_area": 0.35,
+        # On few images a training soon knows them by heart: the rest of its epochs are for nothing.
+        "patience": max(5, -(-epochs // 5)) if num_images < 5_000 else None,
     }
 
 
-def _from_scratch(num_images: int) -> dict[str, Any]:
+def _from_scratch(num_images: int, *, effort: str) -> dict[str, Any]:
     """Settings for random weights: every layer learns, norms included, at one high rate."""
+    seen, least, most = {"fast": (20_000, 8, 30), "best": (200_000, 60, 300)}.get(
+        effort, (60_000, 20, 100)
+    )
     return {
-        "epochs": _epochs(images_seen=60_000, num_images=num_images, least=20, most=100),
+        "epochs": _epochs(images_seen=seen, num_images=num_images, least=least, most=most),
         "lr": 3e-3,
         "layer_decay": 1.0,
         "weight_decay": 0.05,

@@ -76,7 +76,8 @@ def train(run: Run, console: Console) -> Trained:
             expected if channels(index.rows) is None else measured(expected, fit_rows)
         )
     preprocessing = run.preprocessing
-    val_batches = evaluation_batches(val_rows, preprocessing, batch_size=recipe.batch_size)
+    fits = -(-recipe.batch_size // recipe.accumulate)  # images at a time
+    val_batches = evaluation_batches(val_rows, preprocessing, batch_size=fits)
     judge = Judge(model, val_batches.cache())
 
     if started:

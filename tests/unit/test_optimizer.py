@@ -1,4 +1,4 @@
-"""Layer-wise learning rates, decay groups, the schedule and where the backward pass ends."""
+"""Layer-wise learning rates, decay groups, the optimizers and where the backward pass ends."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import tensorflow as tf
 from conftest import randomize
 
 from kresnet.errors import ConfigError
-from kresnet.train.optimizer import freeze_before, optimizer_for, warmup_cosine
+from kresnet.train.optimizer import freeze_before, optimizer_for
 from kresnet.zoo import build, freeze_norms
 
 OPTIONS = {"weight_decay": 0.0, "layer_decay": 1.0, "clip_norm": None}
@@ -28,7 +28,7 @@ def moves(model, optimizer, gradient, rate=0.1):
     return {v.path: v.numpy() - b for v, b in zip(variables, before, strict=True)}
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "rmsprop", "lamb"])
 def test_each_stage_has_its_share_of_the_learning_rate(model, name):
     optimizer = optimizer_for(model, name, **OPTIONS | {"layer_decay": 0.5})
     moved = {path: float(-delta.mean()) for path, delta in moves(model, optimizer, 1.0).items()}
@@ -42,6 +42,17 @@ def test_each_stage_has_its_share_of_the_learning_rate(model, name):
         "head/bias": 1.0,
     }.items():
         assert moved[path] / head == pytest.approx(share, rel=1e-4), path
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop", "lamb"])
+def test_decay_moves_kernels_only_in_every_optimizer(model, name):
+    optimizer = optimizer_for(model, name, **OPTIONS | {"weight_decay": 0.2})
+    before = {v.path: v.numpy() for v in model.trainable_variables}
+    for path, delta in moves(model, optimizer, 0.0).items():
+        if path.endswith("kernel"):
+            assert (delta * before[path]).sum() < 0.0, path  # towards zero
+        else:
+            assert np.abs(delta).max() == 0.0, path
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
@@ -71,6 +82,58 @@ def test_adamw_without_groups_is_keras_adamw(model):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6)
 
 
+TWINS = {
+    "adam": lambda: keras.optimizers.Adam(0.01),
+    "sgd": lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+    "rmsprop": lambda: keras.optimizers.RMSprop(0.01, rho=0.9, momentum=0.9, epsilon=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_without_groups_they_are_keras_own(model, name):
+    ours = optimizer_for(model, name, **OPTIONS)
+    twin = keras.models.clone_model(model)
+    twin.set_weights([v.numpy() for v in model.variables])
+    theirs = TWINS[name]()
+    theirs.build(twin.trainable_variables)
+    for value in (0.3, -0.1, 0.7):
+        moves(model, ours, value, rate=0.01)
+        moves(twin, theirs, value, rate=0.01)
+    for a, b in zip(model.trainable_variables, twin.trainable_variables, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6)
+
+
+def test_lamb_is_algorithm_2_of_its_paper(model):
+    rng = np.random.default_rng(5)
+    optimizer = optimizer_for(model, "lamb", **OPTIONS | {"weight_decay": 0.1})
+    optimizer.learning_rate = 0.02
+    variables = model.trainable_variables
+    x = {v.path: v.numpy().astype("float64") for v in variables}
+    m, square = ({path: np.zeros_like(a) for path, a in x.items()} for _ in range(2))
+    apply = tf.function(lambda gradients: optimizer.apply(gradients, variables))
+    for t in (1, 2, 3):
+        gradients = {path: rng.normal(size=a.shape) for path, a in x.items()}
+        apply([tf.constant(gradients[v.path], tf.float32) for v in variables])
+        for path, g in gradients.items():
+            m[path] = 0.9 * m[path] + 0.1 * g
+            square[path] = 0.999 * square[path] + 0.001 * g * g
+            r = (m[path] / (1 - 0.9**t)) / (np.sqrt(square[path] / (1 - 0.999**t)) + 1e-6)
+            if path.endswith("kernel"):
+                r += 0.1 * x[path]
+                r *= np.linalg.norm(x[path]) / np.linalg.norm(r)
+            x[path] -= 0.02 * r
+    for v in variables:
+        np.testing.assert_allclose(v.numpy(), x[v.path], rtol=1e-3, atol=1e-5, err_msg=v.path)
+
+
+def test_l1_pulls_kernels_by_a_constant(model):
+    optimizer = optimizer_for(model, "sgd", **OPTIONS, l1=0.3)
+    before = {v.path: v.numpy() for v in model.trainable_variables}
+    for path, delta in moves(model, optimizer, 0.0).items():
+        pull = 0.1 * 0.3 * 1.9 * np.sign(before[path]) if path.endswith("kernel") else 0.0
+        np.testing.assert_allclose(delta, -pull * np.ones_like(delta), rtol=1e-3, atol=1e-6)
+
+
 def test_the_gradient_is_clipped_as_a_whole(model):
     optimizer = optimizer_for(model, "sgd", **OPTIONS | {"clip_norm": 1.0})
     moved = moves(model, optimizer, 5.0, rate=1.0)
@@ -97,13 +160,3 @@ def test_nothing_to_train_is_an_error(model):
 def test_frozen_affine_leaves_only_kernels_and_the_head(model):
     freeze_norms(model, affine=True)
     assert {v.name for v in model.trainable_variables} == {"kernel", "bias"}
-
-
-def test_schedule_rises_then_falls_to_one_percent():
-    rates = [warmup_cosine(p, warmup=0.1) for p in np.linspace(0.001, 1.0, 1000)]
-    assert rates[0] == pytest.approx(0.01)
-    assert np.argmax(rates) == pytest.approx(99, abs=1)
-    assert max(rates) <= 1.0
-    assert rates[-1] == pytest.approx(0.01)
-    assert warmup_cosine(0.55, warmup=0.1) == pytest.approx(0.505)
-    assert warmup_cosine(0.0, warmup=0.0) == 1.0

@@ -1,0 +1,98 @@
+"""One step of a training: a batch, whole or in parts, its gradient, one update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import keras
+import tensorflow as tf
+
+Loss = Literal["softmax", "sigmoid"]
+Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+
+_PRESENT = 0.2  # a class with more of a target is present, as timm's --bce-target-thresh
+
+
+def train_step(
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    *,
+    loss: Loss = "softmax",
+    parts: int = 1,
+) -> Step:
+    """Return a compiled function that learns from one batch and gives its mean loss.
+
+    It takes images `(b, s, s, c)`, targets `(b, k)` and weights `(b,)`, float32. The loss is
+    the mean over the batch of weight times cross-entropy. It is not divided by the weights of the
+    batch: their mean over all training images is 1, so gradients of small batches stay unbiased.
+
+    In parts, the gradients of one part after the other are added, and one update is made: the
+    same as that of the whole batch up to rounding, in the memory of a part. Norms that learn
+    their statistics see a part at a time, which is another, as on several GPUs.
+
+    Args:
+        model: Gives logits `(b, k)`.
+        optimizer: Built for the model's trainable variables.
+        loss: "softmax", or "sigmoid" for a mean of binary cross-entropies in which every class
+            that a mixed image shows counts as present (Wightman et al. 2021, arXiv:2110.00476).
+        parts: In how many parts a batch is computed, from 1.
+    """
+    variables = model.trainable_variables
+    classes = model.output_shape[-1]
+    errors_of = _softmax if loss == "softmax" else _sigmoid
+
+    def learned(
+        images: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, count: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Return a part's share of the mean loss over `count` images, and its gradient."""
+        with tf.GradientTape() as tape:
+            errors = errors_of(targets, model(images, training=True))
+            value = tf.reduce_sum(weights * errors) / tf.cast(count, tf.float32)
+            scaled = optimizer.scale_loss(value)
+        return value, tape.gradient(scaled, variables)
+
+    def in_parts(
+        images: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        count = tf.shape(images)[0]
+        number = tf.minimum(count, parts)  # no part is empty
+
+        def add(k: tf.Tensor, value: tf.Tensor, gradient: list[tf.Tensor]) -> tuple[object, ...]:
+            part = slice(k * count // number, (k + 1) * count // number)
+            more, moves = learned(images[part], targets[part], weights[part], count)
+            return k + 1, value + more, [g + m for g, m in zip(gradient, moves, strict=True)]
+
+        start = (tf.constant(0), tf.constant(0.0), [tf.zeros_like(v.value) for v in variables])
+        _, value, gradient = tf.while_loop(
+            lambda k, value, gradient: k < number, add, start, parallel_iterations=1
+        )
+        return value, gradient
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None, *model.input_shape[1:]), tf.float32),
+            tf.TensorSpec((None, classes), tf.float32),
+            tf.TensorSpec((None,), tf.float32),
+        ],
+        autograph=False,
+    )
+    def step(images: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        if parts == 1:
+            value, gradient = learned(images, targets, weights, tf.shape(images)[0])
+        else:
+            value, gradient = in_parts(images, targets, weights)
+        optimizer.apply(gradient, variables)
+        return value
+
+    return step
+
+
+def _softmax(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+
+
+def _sigmoid(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    present = tf.cast(targets > _PRESENT, tf.float32)
+    errors = tf.nn.sigmoid_cross_entropy_with_logits(present, logits)
+    return tf.reduce_mean(errors, axis=1)
