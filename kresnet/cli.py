@@ -86,6 +86,16 @@ class Cache(StrEnum):
     none = "none"
 
 
+class Optimizer(StrEnum):
+    """Choices of --optimizer."""
+
+    adamw = "adamw"
+    adam = "adam"
+    sgd = "sgd"
+    lamb = "lamb"
+    rmsprop = "rmsprop"
+
+
 class Order(StrEnum):
     """Choices of --sort."""
 
@@ -98,13 +108,11 @@ class Order(StrEnum):
 Json = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON value on standard output.")
 ]
-Data = Annotated[
-    str,
-    typer.Argument(
-        help="Folder with a folder of images for each class, a zip or tar file of it, a manifest "
-        "(.csv, .jsonl, .parquet), shards, or tfds:NAME."
-    ),
-]
+DATA_HELP = (
+    "Folder with a folder of images for each class, a zip or tar file of it, a manifest "
+    "(.csv, .jsonl, .parquet), shards, or tfds:NAME."
+)
+Data = Annotated[str, typer.Argument(help=DATA_HELP)]
 GroupBy = Annotated[
     str | None,
     typer.Option(
@@ -194,22 +202,43 @@ def check(
 
 @app.command()
 def train(
-    data: Data,
-    variant: Annotated[str, typer.Option(help="A name that `kresnet zoo list` prints.")] = (
-        "resnet50"
-    ),
+    data: Annotated[str | None, typer.Argument(help=DATA_HELP)] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="A name that `kresnet zoo list` prints; else resnet50.")
+    ] = None,
     weights: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="imagenet, cifar10, a tag as a1_in1k, the path of a checkpoint, or none."
         ),
-    ] = "imagenet",
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="What is planned: fast, default or best; or a published recipe: he-cifar, "
+            "bag-of-tricks, torchvision-v2, rsb-a1, rsb-a2, rsb-a3, bit-hyperrule."
+        ),
+    ] = "default",
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Run the recipe.yaml of a run again; other options change it."),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Fine-tuning epochs; 0 keeps the linear probe.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts that a batch is computed in, for less memory.")
+    ] = None,
+    optimizer: Annotated[
+        Optimizer | None, typer.Option(help="adamw, adam, sgd (Nesterov), lamb or rmsprop.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the head.")] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(help="Share of the steps that the average of the weights reaches back."),
+    ] = None,
     val: Annotated[float | None, typer.Option(help="Share of images to validate on.")] = None,
     test: Annotated[float | None, typer.Option(help="Share of images to hold out.")] = None,
     group_by: GroupBy = None,
@@ -225,9 +254,9 @@ def train(
     mixup: Annotated[float | None, typer.Option(help="Mixup's parameter, as 0.2.")] = None,
     cutmix: Annotated[float | None, typer.Option(help="CutMix's parameter, as 1.")] = None,
     balance: Annotated[Balance | None, typer.Option(help="How rare classes are raised.")] = None,
-    cache: Annotated[Cache, typer.Option(help="Where decoded images are kept.")] = Cache.auto,
+    cache: Annotated[Cache | None, typer.Option(help="Where decoded images are kept.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    precision: Annotated[Precision, typer.Option(help="What to compute in.")] = Precision.auto,
+    precision: Annotated[Precision | None, typer.Option(help="What to compute in.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run and the export.")] = None,
     out: Out = Path("runs"),
     exports: Exports = Path("saved_models"),
@@ -248,6 +277,9 @@ def train(
         settings = {
             "epochs": epochs,
             "batch_size": batch_size,
+            "accumulate": accumulate,
+            "optimizer": optimizer and optimizer.value,
+            "ema": ema,
             "image_size": image_size,
             "lr": lr,
             "val": val,
@@ -260,16 +292,18 @@ def train(
             "mixup": mixup,
             "cutmix": cutmix,
             "balance": balance and balance.value,
-            "cache": cache.value,
+            "cache": cache and cache.value,
             "seed": seed,
-            "precision": precision.value,
+            "precision": precision and precision.value,
             "budget_s": _seconds(budget),
             "target_precision": target_precision,
         }
         result = fit(
             data,
             variant=variant,
-            weights=weights,
+            weights=weights or "auto",
+            preset=preset,
+            recipe=recipe,
             name=name,
             out=out,
             exports=exports,

@@ -39,7 +39,8 @@ from kresnet.export.publish import MAX_ACCURACY_LOSS, Exported, export
 from kresnet.export.reference import Sample
 from kresnet.export.versions import latest_version
 from kresnet.serve.engine import Answer, Engine
-from kresnet.train.recipe import Recipe, direction_matters, plan
+from kresnet.train.presets import PRESETS, check_preset
+from kresnet.train.recipe import Recipe, direction_matters, plan, rerun
 from kresnet.train.run import Run
 from kresnet.train.stages import Trained, train, training_data
 from kresnet.zoo import Preprocessing, build
@@ -102,10 +103,12 @@ class Result:
 
 
 def fit(
-    data: str | Path,
+    data: str | Path | None = None,
     *,
-    variant: str = "resnet50",
-    weights: str | None = "imagenet",
+    variant: str | None = None,
+    weights: str | None = "auto",
+    preset: str = "default",
+    recipe: str | Path | None = None,
     name: str | None = None,
     out: str | Path = "runs",
     exports: str | Path = "saved_models",
@@ -118,10 +121,15 @@ def fit(
     Args:
         data: A folder with one folder of images for each class, or with such folders under
             train, val and test, or another source of `kresnet.data.sources.listing`. It is only
-            read.
-        variant: A key of `kresnet.VARIANTS`, or one with a tag, as "resnet50.a1_in1k".
+            read. None is that of `recipe`.
+        variant: A key of `kresnet.VARIANTS`, or one with a tag, as "resnet50.a1_in1k"; None is
+            that of `recipe`, else "resnet50".
         weights: A tag, as "imagenet", the path of a checkpoint, or None to train from scratch. Of
-            no account where the variant has a tag.
+            no account where the variant has a tag. "auto" is that of `recipe`, else "imagenet", or
+            None where the preset is one of random weights.
+        preset: What is planned: "fast", "default" or "best", or a published recipe of
+            `kresnet.train.presets.PRESETS`. Of no account with `recipe`, which leaves nothing open.
+        recipe: File of a recipe to run again; what else is given changes it.
         name: Of the run and the export; None is the name of the folder.
         out: Folder of the runs.
         exports: Folder of the exports.
@@ -142,6 +150,17 @@ def fit(
         ExportError: The export did not agree with the model.
     """
     console = console or Console()
+    check_preset(preset)
+    stored = None if recipe is None else Recipe.load(Path(recipe))
+    data = data or (stored.data if stored else None)
+    if data is None:
+        raise ConfigError("There must be images or a recipe that names them. Received: neither.")
+    if variant is None:
+        variant = stored.variant if stored else "resnet50"
+    if weights == "auto" and stored:
+        weights = stored.weights
+    elif weights == "auto":
+        weights = None if preset in PRESETS and PRESETS[preset].scratch else "imagenet"
     name = name or name_of(data)
     if name.startswith(".") or Path(name).name != name:
         raise ConfigError(f"`name` must be the plain name of a folder. Received: name={name!r}.")
@@ -154,29 +173,29 @@ def fit(
         check_license(card_for(variant, weights))
     elif weights is not None:
         weights = str(find_weights(variant, weights).resolve())
-    planned = partial(
-        plan,
-        data=absolute(data),
-        variant=variant,
-        weights=weights,
-        image_size=config.image_size,
-        overrides=settings,
-    )
-    draft = planned(num_images=1, classes=())  # tells wrong settings before images are read
-    index = _prepared(data, draft, console)
-    recipe = planned(
-        num_images=len(index.select("train")),
-        classes=index.classes,
-        counts=list(index.counts()["train"].values()),
-    )
+    known: dict[str, Any] = {"data": absolute(data), "variant": variant, "weights": weights}
+    if stored:
+        chosen = rerun(stored, known | settings)
+        index = _prepared(data, chosen, console)
+    else:
+        planned = partial(
+            plan, **known, image_size=config.image_size, overrides=settings, preset=preset
+        )
+        draft = planned(num_images=1, classes=())  # tells wrong settings before images are read
+        index = _prepared(data, draft, console)
+        chosen = planned(
+            num_images=len(index.select("train")),
+            classes=index.classes,
+            counts=list(index.counts()["train"].values()),
+        )
     if weights is not None:
         find_weights(
             variant, weights, lambda done, _: console.status(f"weights: {done / 1e6:.0f} MB")
         )
-    run = Run.create(Path(out), name, recipe, index)
+    run = Run.create(Path(out), name, chosen, index)
     run.update(name=name, exports=str(Path(exports).resolve()), keep_photos=keep_photos)
     _tell_data(console, index, run)
-    _tell_plan(console, recipe, index.classes)
+    _tell_plan(console, chosen, index.classes)
     return _finish(run, console)
 
 
@@ -559,7 +578,10 @@ def _tell_plan(console: Console, recipe: Recipe, classes: Sequence[str]) -> None
         f"{' then '.join(stages)}, batch {recipe.batch_size}, {recipe.optimizer} "
         f"{recipe.lr:g} x {recipe.layer_decay:g} a stage, norms "
         f"{'frozen' if recipe.norms == 'frozen' else 'learned'}, "
-        f"{'mirrored' if recipe.flip else 'not mirrored'}",
+        f"{'mirrored' if recipe.flip else 'not mirrored'}"
+        + (f", average over {recipe.ema:.0%} of the steps" if recipe.ema else "")
+        + (f", each batch in {recipe.accumulate} parts" if recipe.accumulate > 1 else "")
+        + (f", until {recipe.patience} epochs bring nothing" if recipe.patience else ""),
     )
     mixing = [f"{kind} {a:g}" for kind in ("mixup", "cutmix") if (a := getattr(recipe, kind))]
     console.line(
