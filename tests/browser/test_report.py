@@ -1,0 +1,191 @@
+"""The report of a run in a real browser: alone, on a phone, in the dark, with hostile names."""
+
+import io
+import itertools
+import json
+import re
+import shutil
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from browser.harness import HOSTILE, PREPROCESSING, colours_model, contrast, picture, write_colours
+from kresnet.console import Console
+from kresnet.data.scan import scan
+from kresnet.errors import ConfigError
+from kresnet.evaluate.held_out import score
+from kresnet.train.recipe import plan
+from kresnet.train.run import Run
+from kresnet.workflow import report_run
+
+NAMES = ("1 red", "2 green", "3 blue", HOSTILE)
+COLOURS = ("red", "lime", "blue")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a network that is right about colours, on images of which some have wrong labels."""
+    home = tmp_path_factory.mktemp("report")
+    for split, count in (("train", 2), ("val", 6), ("test", 5)):
+        for label, name in enumerate(NAMES):
+            folder = home / "data" / split / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                size, at = (200 + 10 * k, 160 + label), (0.5, 0.4 + 0.03 * k)
+                image = picture(COLOURS[label], size, at) if label < 3 else picture("gray", size)
+                image.save(folder / f"{k}.png")
+    test = home / "data" / "test"
+    picture("red", (200, 200), (0.2, 0.2)).save(test / "2 green" / f"{HOSTILE[:20]}.png")
+    (home / "data" / "train" / "1 red" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+    index = scan(home / "data")
+    recipe = plan(
+        data=str(home / "data"), num_images=8, classes=index.classes, variant="resnet20_cifar",
+        weights=None, image_size=64,
+        overrides={"epochs": 3, "precision": "float32", "target_precision": 0.6},
+    )  # fmt: skip
+    run = Run.create(home / "runs", "colours & <b>more", recipe, index)
+    run.save_preprocessing(PREPROCESSING)
+    rows = [{"epoch": k, "loss": 1 / k, "val_loss": 1.2 / k, "val_accuracy": k / 4, "lr": 1e-3}
+            for k in (1, 2, 3)]  # fmt: skip
+    run.write_metrics(rows)
+    results = score(run, colours_model(index.classes))
+    fields = {"temperature": run.info["temperature"], "threshold": run.info["threshold"]}
+    exports = home / "saved_models"
+    write_colours(exports / run.info["name"], home / "labels.txt", index.classes, **fields)
+    brief = {"accuracy": results["test"].accuracy, "n": results["test"].n}
+    result = {"export": "saved_models/x/1", "seconds": 61.2, "test": brief}
+    run.update(status="complete", exports=str(exports), kept="fine-tune", result=result)
+    assert report_run(run.path, console=Console(quiet=True)) == run.path / "report.html"
+    return run
+
+
+@pytest.fixture
+def report(watched, run):
+    """The report, opened without a network; whatever it asks for is noted."""
+    asked = []
+    watched.on("request", lambda request: asked.append(request.url))
+    watched.context.set_offline(True)
+    watched.goto((run.path / "report.html").as_uri())
+    yield watched
+    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
+    assert len([url for url in asked if url.startswith("file:")]) == 1
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_and_can_be_read(report, width, scheme):
+    report.set_viewport_size({"width": width, "height": 800})
+    report.emulate_media(color_scheme=scheme)
+    for summary in report.locator("summary").all():
+        summary.click()
+    inside = report.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
+    assert inside[0] <= inside[1]
+    backs = report.locator("section").first.evaluate("e => getComputedStyle(e).backgroundColor")
+    for selector in ("p", ".faint", "figcaption", "summary", "dt", ".file"):
+        ink = report.locator(f"section {selector}").first.evaluate("e => getComputedStyle(e).color")
+        assert contrast(ink, backs) >= 4.5, (selector, ink, backs)
+
+
+def test_every_picture_has_a_text_and_is_shown(report):
+    for summary in report.locator("summary").all():
+        summary.click()
+    pictures = report.locator("img").all()
+    assert len(pictures) >= 3
+    for one in pictures:
+        assert one.get_attribute("alt").strip()
+        expect(one).to_have_js_property("complete", True)
+        assert one.evaluate("e => e.naturalWidth") == 200
+    drawings = report.locator("svg").all()
+    assert len(drawings) == 5  # three curves, reliability before and after
+    for one in drawings:
+        assert one.get_attribute("role") == "img"
+        assert one.get_attribute("aria-label")
+
+
+def test_names_are_shown_as_they_are_and_do_nothing(report):
+    assert report.evaluate("() => window.hacked") is None
+    expect(report.get_by_role("heading", level=1)).to_have_text("colours & <b>more")
+    assert report.title() == "colours & <b>more: report of a training"
+    expect(report.get_by_role("row", name=HOSTILE).first).to_be_visible()
+    assert report.locator("img[src=x], h1 b").count() == 0
+
+
+def test_its_numbers_are_those_of_the_run(report, run):
+    final = json.loads((run.path / "evaluation.json").read_text())["test"]
+    assert final["accuracy"] < 1  # else there would be nothing to see
+    expect(report.locator(".lead")).to_contain_text(f"{final['accuracy']:.1%}")
+    cells = [int(text) for text in report.locator(".matrix tbody td").all_inner_texts()]
+    assert cells == [count for row in final["confusion"] for count in row]
+    left_out = report.locator("#data details")
+    left_out.locator("summary").click()
+    expect(left_out).to_contain_text("broken.png")
+    scores = json.loads((run.path / "calibration.json").read_text())
+    value = f"{scores['temperature']['value']:.3f}"
+    expect(report.locator("#scores")).to_contain_text(f"a temperature of {value}")
+
+
+def test_a_mistake_is_shown_with_what_speaks_for_it(report):
+    wrong = report.locator("#mistakes > .mistakes > li").filter(has_text="2 green, taken for")
+    expect(wrong).to_have_count(1)
+    expect(wrong).to_contain_text("2 green, taken for 1 red")
+    assert wrong.get_by_role("img", name="Evidence for 1 red: upper left").count() == 1
+    photo, heat = (
+        Image.open(io.BytesIO(wrong.locator("img").nth(k).screenshot())).convert("RGB")
+        for k in (0, 1)
+    )
+    width, height = photo.size
+    spot = (int(0.13 * width), int(0.13 * height))  # (0.2 - 0.1) / 0.8 of the centred square
+    corner = (int(0.9 * width), int(0.9 * height))
+    assert photo.getpixel(spot)[0] > 200 > 60 > photo.getpixel(spot)[1]
+    assert heat.getpixel(spot)[1] > photo.getpixel(spot)[1] + 60  # bright where the evidence is
+    assert sum(heat.getpixel(corner)) < sum(photo.getpixel(corner)) - 60  # dark where there is none
+
+
+def test_it_can_be_read_by_keyboard(report):
+    report.keyboard.press("Tab")
+    expect(report.get_by_role("link", name="Skip to the summary")).to_be_focused()
+    reached = []
+    for _ in range(40):
+        report.keyboard.press("Tab")
+        reached.append(
+            report.evaluate(
+                """() => {
+                const at = document.activeElement;
+                if (at === document.body) return "";
+                if (getComputedStyle(at).outlineStyle === "none") throw at.outerHTML;
+                return at.getAttribute("aria-label") ?? at.innerText;
+            }"""
+            )
+        )
+    for name in ("Summary", "Do it again", "Every class", "Confusion matrix", "Every setting"):
+        assert name in reached
+    for region in report.get_by_role("region").all():
+        assert re.match(r'- region ".+"', region.aria_snapshot())
+    levels = report.evaluate(
+        "() => [...document.querySelectorAll('h1, h2, h3')].map(e => Number(e.tagName[1]))"
+    )
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+
+
+def test_images_and_an_export_that_are_gone_leave_a_report_without_pictures(watched, run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    names = json.loads((copy / "classes.json").read_text())
+    (copy / "classes.json").write_text(json.dumps(names | {"root": str(tmp_path / "moved")}))
+    watched.goto(report_run(copy, console=Console(quiet=True)).as_uri())
+    assert watched.locator("img").count() == 0
+    expect(watched.locator("#mistakes .none").first).to_have_text("no picture")
+    Run.open(copy).update(exports=str(tmp_path / "no exports"))
+    watched.goto(report_run(copy, console=Console(quiet=True)).as_uri())
+    expect(watched.locator("#export")).to_contain_text("There is no export of this run here.")
+
+
+def test_a_run_that_is_not_finished_has_no_report(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    (copy / "calibration.json").unlink()
+    with pytest.raises(ConfigError, match=r"needs a finished run.*calibration.json.*resume"):
+        report_run(copy, console=Console(quiet=True))
