@@ -267,6 +267,7 @@ def _transfer(num_images: int, *, effort: str) -> dict[str, Any]:
         "train_from": 4 if effort == "fast" else first,
         "norms": "frozen",
         "min_area": 0.35,
+        "ema": 0.1 if effort == "best" else 0.0,
         # On few images a training soon knows them by heart: the rest of its epochs are for nothing.
         "patience": max(5, -(-epochs // 5)) if num_images < 5_000 else None,
     }
@@ -284,6 +285,7 @@ def _from_scratch(num_images: int, *, effort: str) -> dict[str, Any]:
         "weight_decay": 0.05,
         "norms": "train",
         "min_area": 0.6,
+        "ema": 0.1 if effort == "best" else 0.0,
     }
 
 

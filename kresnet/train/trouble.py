@@ -71,9 +71,9 @@ class Troubles:
         """
         if self._count("not finite") == MOST:
             raise ConfigError(
-                f"The loss must stay finite. Received: {error.what}, after the learning rate was "
-                f"divided by {SLOWER:g} {MOST} times{_named(error.files)}. Lower --lr, which was "
-                f"{self._run.recipe.lr:g}, or look at the images."
+                f"The loss must stay finite. Received: {error.what}, also at "
+                f"{self.rate_share:.2f} of the learning rate{_named(error.files)}. Lower --lr, "
+                f"which was {self._run.recipe.lr:g}, or look at the images."
             ) from None
         self._add("not finite", best, what=error.what, files=list(error.files))
         return (

@@ -431,6 +431,9 @@ def test_the_command_can_be_stopped_and_resumed(striped, tmp_path, kind):
         (["train", "two", "--budget", "soon"], 2, "`--budget` must be a time above zero"),
         (["train", "two", "--name", "a/b"], 2, "`name` must be the plain name of a folder"),
         (["train", "two", "--lr", "-1"], 2, "`lr` is wrong"),
+        (["train", "two", "--preset", "bst"], 2, "preset='bst'. Did you mean 'best'"),
+        (["train"], 2, "There must be images or a recipe that names them."),
+        (["train", "--recipe", "no.yaml"], 2, "A recipe must be a readable YAML file."),
         (["train", "two", "--weights", "none", "--epochs", "0"], 2, "nothing to keep before"),
         (["resume", "two"], 2, "A run is a directory that `kresnet train` has written."),
         (["predict", "two", "two"], 6, "An export is a folder NAME or NAME/VERSION"),
@@ -462,6 +465,38 @@ def test_another_backend_is_refused_in_one_line(tmp_path):
 def test_a_diverging_loss_is_named(striped, tmp_path):
     with pytest.raises(ConfigError, match=r"loss must stay finite.*Lower --lr, which was 1e\+20"):
         fit(striped, tmp_path, epochs=3, lr=1e20, optimizer="sgd", clip_norm=None)
+
+
+def test_a_stored_recipe_runs_again_on_the_same_images(trained, tmp_path, monkeypatch):
+    result, _, _ = trained
+    monkeypatch.setattr("kresnet.workflow._finish", lambda run, console: run)
+    stored = Run.open(result.run)
+    again = kresnet.fit(
+        recipe=result.run / "recipe.yaml",
+        out=tmp_path,
+        exports=tmp_path,
+        console=Console(quiet=True),
+        lr=1e-3,
+    )
+    assert again.recipe == stored.recipe.model_copy(update={"lr": 1e-3})
+    assert again.index.rows == stored.index.rows
+
+
+def test_a_published_recipe_trains_random_weights(striped, tmp_path, monkeypatch):
+    monkeypatch.setattr("kresnet.workflow._finish", lambda run, console: run)
+    run = kresnet.fit(
+        striped,
+        variant="resnet20_cifar",
+        preset="he-cifar",
+        batch_size=16,
+        out=tmp_path,
+        exports=tmp_path,
+        console=Console(quiet=True),
+    )
+    assert run.recipe.weights is None
+    assert (run.recipe.schedule, run.recipe.drops) == ("steps", (0.5, 0.75))
+    assert run.recipe.lr == pytest.approx(0.1 * 16 / 128)
+    assert run.recipe.flip is False
 
 
 def test_labels_of_two_lines_are_refused(trained):

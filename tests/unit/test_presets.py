@@ -76,6 +76,13 @@ def test_more_effort_is_more_epochs():
     budgets = [planned(effort, weights="imagenet").budget_s for effort in EFFORTS]
     assert budgets[0] < budgets[1]
     assert budgets[2] is None
+    assert planned("best").ema > planned("default").ema == 0.0
+
+
+def test_few_images_end_early_where_nothing_gets_better():
+    assert planned("default", weights="imagenet").patience >= 5
+    assert planned("best", weights="imagenet").patience > 5
+    assert planned("default", num_images=50_000, weights="imagenet").patience is None
 
 
 def test_an_unplanned_optimizer_has_its_own_rate():

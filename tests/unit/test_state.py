@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from kresnet.errors import ResourceError
 from kresnet.train import state
@@ -52,11 +53,18 @@ def test_a_crash_while_writing_leaves_the_last_state(tmp_path, variables, monkey
     assert load_state(tmp_path)[1] == {"epoch": 2}
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_last_state(tmp_path, variables, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),  # of a real full disk
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_the_last_state(tmp_path, variables, monkeypatch, error):
     save_state(tmp_path, 1, variables, {"epoch": 1})
 
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(state, "save_file", full)
     with pytest.raises(ResourceError, match=r"No space left on device.*last saved state is intact"):
