@@ -87,7 +87,9 @@ class _Loop:
         self._loss_sum = 0.0
         self._history: list[dict[str, Any]] = []
         self._stopping = False
-        self._stale = 0  # epochs since anything was kept
+        # Of this stage, whatever was kept before it, as a probe: the best score, and epochs since.
+        self._peak: Score | None = None
+        self._stale = 0
         self._troubles = Troubles(run)
         self._average = Average(model, reach=self._recipe.ema) if self._recipe.ema else None
         self._optimizer = optimizer_for(
@@ -257,7 +259,10 @@ class _Loop:
         rate = float(self._optimizer.learning_rate)
         score, averaged = self._scores()
         kept = self._keep(score, averaged)
-        self._stale = 0 if kept else self._stale + 1
+        self._stale += 1
+        for one in (score, averaged):
+            if one and one.beats(self._peak):
+                self._peak, self._stale = one, 0
         row = {
             "epoch": self._epoch + 1,
             "loss": round(loss, 6),
@@ -332,6 +337,7 @@ class _Loop:
             "loss_sum": self._loss_sum,
             "history": self._history,
             "best": asdict(self.best) if self.best else None,
+            "peak": asdict(self._peak) if self._peak else None,
             "stale": self._stale,
         }
         save_state(self._run.states, self._position, self._variables(), meta)
@@ -341,6 +347,7 @@ class _Loop:
         restore(self._variables(), arrays)
         self._epochs, self._epoch, self._done = meta["epochs"], meta["epoch"], meta["done"]
         self._loss_sum, self._history = meta["loss_sum"], meta["history"]
+        self._peak = Score(**meta["peak"]) if meta.get("peak") else None
         self._stale = meta.get("stale", 0)
         self.best = Score(**meta["best"]) if meta["best"] else None
         kept = self._troubles.best  # weights kept after this state, in a training not gone on with

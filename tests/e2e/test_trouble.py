@@ -128,6 +128,25 @@ def test_an_early_stop_keeps_the_average_that_was_best(begun):
         assert not np.array_equal(raw, average), trained.model.variables[k].path
 
 
+def test_patience_is_with_the_stage_and_not_with_what_came_before_it(begun):
+    """A fine-tuning that is still below its probe, and gets better, is not at its end."""
+    run = begun(judge=Scripted([0.3, 0.1, 0.4, 0.1, 0.5, 0.1, 0.6, 0.1]), epochs=4, patience=1)
+    judge = stages.Judge
+    probe = Score(0.9, 0.1)
+    original = stages.fine_tune
+
+    def after_a_probe(run, model, data, judged, best, console):
+        run.save_weights(model)
+        run.update(kept="probe")
+        return original(run, model, data, judged, probe, console)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "fine_tune", after_a_probe)
+        trained = train(run, Saying())
+    assert len(judge.seen) == 8
+    assert (trained.kept, trained.validation) == ("probe", probe)
+
+
 def test_weights_are_kept_where_they_are_better_than_their_average(begun):
     judge = Scripted([0.75, 0.5])
     run = begun(judge=judge, epochs=1)
