@@ -12,7 +12,7 @@ from typing import Any, Final
 from markupsafe import Markup, escape
 
 _WIDTH, _HEIGHT = 440, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 428, 12, 222
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 420, 12, 222
 _STROKES: Final = ("first", "second", "third")
 
 

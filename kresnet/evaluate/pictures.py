@@ -49,13 +49,11 @@ def overlaid(square: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def where(heat: np.ndarray) -> str:
-    """Return where most of the evidence is, in words, as "upper left"."""
-    total = float(heat.sum())
-    if total <= 0:
+    """Return where the strongest evidence is, in words, as "upper left"."""
+    if not heat.max() > 0:
         return "nowhere"
-    sides = (heat.sum(axis=1 - axis) @ (np.arange(n) + 0.5) / n / total
-             for axis, n in enumerate(heat.shape))  # fmt: skip
-    row, column = (min(int(3 * place), 2) for place in sides)
+    places = np.unravel_index(int(heat.argmax()), heat.shape)
+    row, column = (int(3 * (k + 0.5) / n) for k, n in zip(places, heat.shape, strict=True))
     return "centre" if row == column == 1 else f"{_ROWS[row]} {_COLUMNS[column]}"
 
 

@@ -272,7 +272,7 @@ def _warnings(
         found.append(
             f"{sure} mistake{'s were' if sure > 1 else ' was'} made with a score of "
             f"{_SURE:.0%} or more. Look below whether the label or the model is wrong; "
-            "`kresnet check DATA --labels` looks through all images."
+            "kresnet check DATA --labels looks through all images."
         )
     train = index.counts().get("train", {})
     few = [name for name, count in train.items() if count < _FEW]
@@ -352,7 +352,7 @@ def _curves(run: Run) -> list[tuple[str, list[str], Markup]]:
     for caption, names, form in (
         ("Loss", ("loss", "val_loss"), lambda v: f"{v:.3g}"),
         ("Validation accuracy", ("val_accuracy",), lambda v: f"{v:.1%}"),
-        ("Learning rate", ("lr",), lambda v: f"{v:.1e}"),
+        ("Learning rate", ("lr",), lambda v: f"{v:.2g}"),
     ):
         series = [
             (name, [_number(line.get(name)) for line in lines])
