@@ -132,7 +132,9 @@ def _below(x: float, text: str, down: int = 0) -> Markup:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Return three to six round values that hold `low` and `high` between them."""
-    span = high - low or abs(high) or 1.0
+    span, size = high - low, max(abs(low), abs(high))
+    if span <= max(1e-9 * size, 1e-30):  # all the same but for rounding
+        span = size if size > 1e-30 else 1.0
     step = 10 ** math.floor(math.log10(span / 4))
     step *= next(m for m in (1, 2, 2.5, 5, 10) if span / (step * m) <= 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
