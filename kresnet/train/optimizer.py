@@ -98,9 +98,14 @@ class GroupedLAMB(_Grouped, keras.optimizers.Lamb):
         )
         if decay:
             step = step + decay * variable
-            length, wanted = ops.norm(step), ops.norm(variable)
+            length, wanted = _length(step), _length(variable)
             step = step * ops.where((length > 0) & (wanted > 0), wanted / length, 1.0)
         self.assign_sub(variable, learning_rate * share * step)
+
+
+def _length(value: Any) -> Any:
+    """Return the Euclidean norm of all values; Keras' own takes matrices at most."""
+    return ops.sqrt(ops.sum(ops.square(value)))
 
 
 _CLASSES: dict[Name, tuple[type[_Grouped], dict[str, Any]]] = {

@@ -139,7 +139,7 @@ def _bit_hyperrule(num_images: int) -> dict[str, Any]:
         if num_images < most
     )
     return {
-        "epochs": -(-steps * 512 // num_images),
+        "epochs": max(round(steps * 512 / num_images), 1),
         "batch_size": 512,
         "optimizer": "sgd",
         "lr": 0.003,

@@ -19,7 +19,8 @@ def shaken(model, seed):
     """Give what moves new values, as a step would, and return them."""
     rng = np.random.default_rng(seed)
     for v in moving_variables(model):
-        v.assign(rng.normal(size=v.shape))
+        values = rng.normal(size=v.shape)
+        v.assign(np.abs(values) if v.name == "moving_variance" else values)
     return [v.numpy() for v in moving_variables(model)]
 
 
@@ -75,8 +76,8 @@ def test_only_what_moves_is_averaged(model):
 
 
 def test_the_reach_is_a_share_of_the_training_whatever_its_length():
-    assert decay(10_000, 20_000, reach=0.1) == pytest.approx(1 - 1 / 2000)
-    assert decay(500, 1000, reach=0.1) == pytest.approx(1 - 1 / 100)
+    assert decay(19_000, 20_000, reach=0.1) == pytest.approx(1 - 1 / 2000)
+    assert decay(950, 1000, reach=0.1) == pytest.approx(1 - 1 / 100)
     assert decay(50, 60, reach=0.1) == pytest.approx(0.85)  # as TensorFlow's: (1 + t) / (10 + t)
     assert decay(1, 10_000, reach=0.1) == pytest.approx(2 / 11)
     assert decay(900, 20, reach=0.1) == pytest.approx(0.9)
