@@ -304,11 +304,16 @@ class _Loop:
         return score, averaged
 
     def _keep(self, score: Score, averaged: Score | None) -> str:
-        """Keep the weights or their average if they are the best so far; return which."""
+        """Keep the weights or their average if they are the best so far; return which.
+
+        Raises:
+            NotFinite: A variable is not finite, though its score is.
+        """
         average = averaged is not None and averaged.beats(score)
         better = averaged if averaged is not None and average else score
         if not better.beats(self.best):
             return ""
+        self._check_finite()
         self.best = better
         with self._average.in_place() if average and self._average else nullcontext():
             self._run.save_weights(self._model)
@@ -327,9 +332,7 @@ class _Loop:
             NotFinite: A variable is not finite: nobody would want to resume from here.
             ResourceError: The disk is full or not writable.
         """
-        floating = (v.value for v in self._variables() if v.dtype.startswith("float"))
-        if not all(bool(tf.reduce_all(tf.math.is_finite(value))) for value in floating):
-            raise NotFinite(f"weights in epoch {self._epoch + 1}, step {self._done}")
+        self._check_finite()
         meta = {
             "epochs": self._epochs,
             "epoch": self._epoch,
@@ -342,6 +345,11 @@ class _Loop:
         }
         save_state(self._run.states, self._position, self._variables(), meta)
         self._has_state, self._saved = True, time.monotonic()
+
+    def _check_finite(self) -> None:
+        floating = (v.value for v in self._variables() if v.dtype.startswith("float"))
+        if not all(bool(tf.reduce_all(tf.math.is_finite(value))) for value in floating):
+            raise NotFinite(f"weights in epoch {self._epoch + 1}, step {self._done}")
 
     def _restore(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         restore(self._variables(), arrays)
