@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
-from types import FrameType
 from typing import Any
 
 import keras
@@ -24,8 +21,10 @@ from kresnet.train.average import Average
 from kresnet.train.judge import Judge, Score
 from kresnet.train.optimizer import optimizer_for
 from kresnet.train.run import Run
-from kresnet.train.schedule import rate_at
-from kresnet.train.state import load_state, restore, save_state
+from kresnet.train.schedule import rate_at, size_at
+from kresnet.train.signals import stoppable
+from kresnet.train.soup import Ingredient, Ingredients
+from kresnet.train.state import Circumstances, load_state, restore, save_state
 from kresnet.train.step import Step, train_step
 from kresnet.train.trouble import NotFinite, Troubles, suspects
 
@@ -33,13 +32,16 @@ FINISHING_S = 25.0
 """Seconds of a budget that are kept for the evaluation and the export."""
 
 _SAVE_EVERY_S = 30.0
-"""Longest time that a kill -9 can cost."""
+"""Longest time that a kill -9 can cost, where a state is written in less than 1.5 seconds."""
+
+_SAVING_SHARE = 0.05
+"""Largest share of the time that goes into writing states."""
 
 
 def fine_tune(
     run: Run,
     model: keras.Model,
-    data: TrainingData,
+    data: Callable[[int], TrainingData],
     judge: Judge,
     best: Score | None,
     console: Console,
@@ -49,7 +51,8 @@ def fine_tune(
     Args:
         run: Where the recipe, the state and the kept weights are.
         model: What to train; its trainable variables are trained.
-        data: Training batches.
+        data: Returns the training batches whose images have the given side in pixels; for each
+            side as many of the same images.
         judge: Scores the model on the validation images.
         best: Score of the weights that the run already keeps, if any.
         console: Where to report.
@@ -64,7 +67,7 @@ def fine_tune(
         ResourceError: Not one image fits into memory, or the state cannot be saved.
     """
     loop = _Loop(run, model, data, judge, best, console)
-    with _signals(loop.stop):
+    with stoppable(loop.stop):
         loop.run()
     return loop.best
 
@@ -74,13 +77,13 @@ class _Loop:
         self,
         run: Run,
         model: keras.Model,
-        data: TrainingData,
+        data: Callable[[int], TrainingData],
         judge: Judge,
         best: Score | None,
         console: Console,
     ) -> None:
         self._run, self._recipe, self._console = run, run.recipe, console
-        self._model, self._data, self._judge = model, data, judge
+        self._model, self._data_of, self._judge = model, data, judge
         self.best = best
         self._epochs = self._recipe.epochs
         self._epoch = self._done = 0  # epochs done, and steps done in the epoch under way
@@ -101,8 +104,13 @@ class _Loop:
             l1=self._recipe.l1,
             scale_loss=self._recipe.precision == "float16",
         )
+        self._ingredients = (
+            Ingredients(run.states, model, most=self._recipe.soup) if self._recipe.soup else None
+        )
+        self._data: TrainingData  # of the image size of the epoch under way; `_go_back` sets it
         self._step = self._compiled()
-        self._saved = time.monotonic()
+        self._saved, self._saving_s = time.monotonic(), 0.0
+        self._elsewhere: list[str] = []  # in what this machine is not as it was at the last state
 
     def stop(self) -> None:
         """End after the step under way."""
@@ -114,9 +122,14 @@ class _Loop:
         if resumed:
             at = f"epoch {self._epoch + 1}" if self._epoch < self._epochs else "the end"
             self._console.line("resume", f"{self._run.path} from {at} of {self._epochs}")
+            if self._elsewhere:
+                self._console.line(
+                    "resume", f"the last bits may differ: {'; '.join(self._elsewhere)}"
+                )
         while True:
             try:
-                return self._train(keep_budget=not resumed)  # a resumed run has an end already
+                self._train(keep_budget=not resumed)  # a resumed run has an end already
+                return self._leave_ingredients()
             except tf.errors.ResourceExhaustedError:
                 said = self._troubles.out_of_memory(self.best)
                 self._step = self._compiled()
@@ -125,33 +138,46 @@ class _Loop:
             self._console.line("trouble", said)
             self._go_back()
 
+    def _leave_ingredients(self) -> None:
+        """Tell the run what a soup can be made of."""
+        if self._ingredients:
+            self._run.update(ingredients=[asdict(one) for one in self._ingredients.best])
+
     def _train(self, *, keep_budget: bool) -> None:
         if not self._has_state:
-            self._keep_budget(self._timed_epoch())
+            self._keep_budget(self._timed_epoch(), self._size)
             self._save()  # from here on, whatever happens, a resumed run is the same run
-        batches = self._data.batches(self._position)
+        batches, size = self._data.batches(self._position), self._size
         while self._epoch < self._epochs:
             started = time.monotonic()
+            if size != self._size:
+                self._data, size = self._data_of(self._size), self._size
+                batches = self._data.batches(self._position)
             self._one_epoch(batches)
             if keep_budget:
-                self._keep_budget(time.monotonic() - started)
+                self._keep_budget(time.monotonic() - started, size)
             self._stop_early()
-            due = time.monotonic() - self._saved > _SAVE_EVERY_S
-            if due or self._epoch == self._epochs:
-                self._save()
+            self._save_or_stop(due=self._epoch == self._epochs)
 
     def _go_back(self) -> bool:
         """Return to the last saved state, if there is one; tell whether there is."""
-        state = load_state(self._run.states)
+        state = load_state(self._run.states, lambda text: self._console.line("state", text))
         self._has_state = state is not None
         if state:
             self._restore(*state)
+        self._data = self._data_of(self._size)
         return self._has_state
 
     def _compiled(self) -> Step:
         return train_step(
             self._model, self._optimizer, loss=self._recipe.loss, parts=self._troubles.parts
         )
+
+    @property
+    def _size(self) -> int:
+        """Side of the images of the epoch under way, in pixels."""
+        progress = self._epoch / max(self._epochs, 1)
+        return size_at(progress, self._recipe.image_size, growing=self._recipe.progressive)
 
     @property
     def _position(self) -> int:
@@ -165,12 +191,18 @@ class _Loop:
             self._console.line("stop", f"{patience} epochs without a better one")
             self._epochs = self._epoch
 
-    def _keep_budget(self, epoch_s: float) -> None:
-        """Do fewer epochs if what is left of the budget is too short for all of them."""
+    def _keep_budget(self, epoch_s: float, size: int) -> None:
+        """Do fewer epochs if what is left of the budget is too short for all of them.
+
+        Args:
+            epoch_s: Seconds that an epoch took.
+            size: Side of its images in pixels.
+        """
         budget = self._recipe.budget_s
         if budget is None:
             return
         left = budget - (time.monotonic() - self._console.started) - FINISHING_S
+        epoch_s *= (self._recipe.image_size / size) ** 2  # the largest images are at the end
         affordable = self._epoch + max(int(left / epoch_s), 0)
         if self.best is None:
             affordable = max(affordable, 1)  # there must be something to keep
@@ -213,12 +245,8 @@ class _Loop:
             self._optimizer.learning_rate = self._rate()
             self._learn(batch)
             images_done += len(batch[1])
-            if self._stopping:
-                self._save()
-                raise Interrupted(
-                    f"Stopped in epoch {self._epoch + 1} of {self._epochs}, and saved. "
-                    f"Continue with: kresnet resume {self._run.path}"
-                )
+            if self._done < self._data.steps or self._stopping:
+                self._save_or_stop()
             elapsed = time.monotonic() - started
             left = (elapsed / (self._done - before)) * (
                 (self._epochs - self._epoch) * self._data.steps - self._done
@@ -229,6 +257,22 @@ class _Loop:
                 f"wait {waited / elapsed:.0%}  eta {duration(left)}"
             )
         self._end_epoch(time.monotonic() - started, waited, images_done)
+
+    def _save_or_stop(self, *, due: bool = False) -> None:
+        """Save where it is time to, and end where somebody has asked for it.
+
+        Raises:
+            Interrupted: It is saved, and the message says how to go on.
+        """
+        pause = max(_SAVE_EVERY_S, self._saving_s / _SAVING_SHARE)
+        if due or self._stopping or time.monotonic() - self._saved > pause:
+            self._save()
+        if self._stopping:
+            at = f"in epoch {self._epoch + 1}" if self._epoch < self._epochs else "after the last"
+            raise Interrupted(
+                f"Stopped {at} of {self._epochs}, and saved. "
+                f"Continue with: kresnet resume {self._run.path}"
+            )
 
     def _learn(self, batch: Batch) -> None:
         """Make one step.
@@ -259,6 +303,7 @@ class _Loop:
         rate = float(self._optimizer.learning_rate)
         score, averaged = self._scores()
         kept = self._keep(score, averaged)
+        self._stock(score, averaged)
         self._stale += 1
         for one in (score, averaged):
             if one and one.beats(self._peak):
@@ -321,6 +366,15 @@ class _Loop:
         self._run.update(kept="fine-tune", kept_weights=kind, validation=asdict(better))
         return kind
 
+    def _stock(self, score: Score, averaged: Score | None) -> None:
+        """Put the epoch's weights, and their average, among the ingredients of a soup."""
+        if self._ingredients is None:
+            return
+        self._ingredients.offer(Ingredient(self._epoch + 1, "weights", score))
+        if averaged and self._average:
+            with self._average.in_place():
+                self._ingredients.offer(Ingredient(self._epoch + 1, "average", averaged))
+
     def _variables(self) -> list[Any]:
         averages = self._average.variables if self._average else []
         return [*self._model.variables, *self._optimizer.variables, *averages]
@@ -342,9 +396,13 @@ class _Loop:
             "best": asdict(self.best) if self.best else None,
             "peak": asdict(self._peak) if self._peak else None,
             "stale": self._stale,
+            "ingredients": self._ingredients.meta() if self._ingredients else [],
+            "circumstances": asdict(Circumstances.here()),
         }
+        started = time.monotonic()
         save_state(self._run.states, self._position, self._variables(), meta)
         self._has_state, self._saved = True, time.monotonic()
+        self._saving_s = self._saved - started
 
     def _check_finite(self) -> None:
         floating = (v.value for v in self._variables() if v.dtype.startswith("float"))
@@ -357,29 +415,10 @@ class _Loop:
         self._loss_sum, self._history = meta["loss_sum"], meta["history"]
         self._peak = Score(**meta["peak"]) if meta.get("peak") else None
         self._stale = meta.get("stale", 0)
+        if self._ingredients:
+            self._ingredients.restore(meta.get("ingredients", []))
+        self._elsewhere = Circumstances.here().differences(meta.get("circumstances", {}))
         self.best = Score(**meta["best"]) if meta["best"] else None
         kept = self._troubles.best  # weights kept after this state, in a training not gone on with
         if kept and kept.beats(self.best):
             self.best = kept
-
-
-@contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a call of `stop`; the second ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(kind: int, frame: FrameType | None) -> None:
-        stop()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    for kind in previous:
-        signal.signal(kind, handle)
-    try:
-        yield
-    finally:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)

@@ -1,4 +1,4 @@
-"""The learning rate over a training, as a share of its peak."""
+"""What changes over a training: the learning rate, as a share of its peak, and the image size."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ Schedule = Literal["cosine", "one-cycle", "steps"]
 
 _CYCLE_START = 25.0  # fastai's divisors of the peak at the start and at the end
 _CYCLE_END = 1e5
+
+_SMALLEST = 0.6  # of the image size, at the start of a progressive training
+_GRAIN = 32  # pixels; the stride of a ResNet, so that no feature map has a ragged border
 
 
 def rate_at(
@@ -28,6 +31,37 @@ def rate_at(
     if schedule == "steps":
         return warmup_steps(progress, warmup=warmup, drops=drops)
     return warmup_cosine(progress, warmup=warmup)
+
+
+def size_at(progress: float, image_size: int, *, growing: float) -> int:
+    """Return the side of the training images at a point of the training, in pixels.
+
+    Small images first, as Howard's DAWNBench entry (fast.ai 2018) and Tan & Le 2021,
+    arXiv:2104.00298, section 4.2: the first epochs are cheap, and the last ones see what is
+    validated.
+
+    Args:
+        progress: Share of the training that is done, in [0, 1].
+        image_size: Side of the last epochs' images.
+        growing: Share of the training in which images grow; 0 is none of it.
+
+    Returns:
+        A multiple of 32 from 0.6 of `image_size` on, or `image_size`.
+    """
+    if progress >= growing:
+        return image_size
+    side = image_size * (_SMALLEST + (1.0 - _SMALLEST) * progress / growing)
+    return min(max(int(side) // _GRAIN, 1) * _GRAIN, image_size)
+
+
+def test_sizes(image_size: int) -> tuple[int, ...]:
+    """Return larger sides at which a network trained at `image_size` may do better, in pixels.
+
+    About 1.15 and 1.28 times as large (Touvron et al. 2019, arXiv:1906.06423, table 2), of whole
+    strides: 256 and 288 for 224.
+    """
+    sides = (round(image_size * factor / _GRAIN) * _GRAIN for factor in (1.15, 1.28))
+    return tuple(sorted({side for side in sides if side > image_size}))
 
 
 def warmup_cosine(progress: float, *, warmup: float) -> float:

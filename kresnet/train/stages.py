@@ -1,4 +1,4 @@
-"""One run, as one story: probe, fine-tune, keep whichever validates better."""
+"""One run, as one story: probe, fine-tune, refine, keep whichever validates better."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import keras
 from kresnet.console import Console
 from kresnet.data.arrays import channels, measured
 from kresnet.data.pipeline import TrainingData, evaluation_batches
-from kresnet.data.scan import Problem, Row
+from kresnet.data.scan import Index, Problem, Row
 from kresnet.errors import ConfigError, DataError
 from kresnet.train.hardware import policy_name
 from kresnet.train.judge import Judge, Score
@@ -20,8 +20,12 @@ from kresnet.train.loop import fine_tune
 from kresnet.train.optimizer import freeze_before, last_stage
 from kresnet.train.probe import features, fit_head
 from kresnet.train.recipe import Recipe
+from kresnet.train.refine import better_size, refine
 from kresnet.train.run import Run
+from kresnet.train.statistics import Recalibration, learning_norms
 from kresnet.zoo import Preprocessing, build, freeze_norms, load_weights
+
+_RECALIBRATION = 2_000  # training images that the norms' statistics are computed from
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +64,13 @@ def train(run: Run, console: Console) -> Trained:
         )
     console.status("building the model")
     keras.utils.set_random_seed(recipe.seed)
-    started = run.weights.exists()
-    model = build(
-        recipe.variant,
-        num_classes=len(index.classes),
-        input_shape=(recipe.image_size, recipe.image_size, channels(index.rows) or 3),
-        dtype=policy_name(recipe.precision),
-        drop_rate=recipe.drop_rate,
-        drop_path_rate=recipe.drop_path_rate,
+    complete = run.info.get("status") == "complete"
+    # Weights without their score are those of a probe that was killed between the two.
+    started = run.weights.exists() and (recipe.weights is None or "probe" in run.info)
+    model = _built(
+        run,
+        index,
+        None if recipe.progressive else recipe.image_size,
         weights=None if started else recipe.weights,
     )
     if not started:
@@ -75,7 +78,8 @@ def train(run: Run, console: Console) -> Trained:
         run.save_preprocessing(
             expected if channels(index.rows) is None else measured(expected, fit_rows)
         )
-    preprocessing = run.preprocessing
+    # What is kept may be of another size, see `better_size`.
+    preprocessing = replace(run.preprocessing, image_size=recipe.image_size)
     fits = -(-recipe.batch_size // recipe.accumulate)  # images at a time
     val_batches = evaluation_batches(val_rows, preprocessing, batch_size=fits)
     judge = Judge(model, val_batches.cache())
@@ -88,26 +92,66 @@ def train(run: Run, console: Console) -> Trained:
     else:
         probe = None
     best = Score(probe["accuracy"], probe["loss"]) if probe else None
-    if run.info.get("status") == "complete":  # its states are gone, and nothing is left to train
+    if complete:  # its states are gone, and nothing is left to train
         best = Score(**run.info["validation"])
     elif recipe.epochs:
         _prepare_layers(model, recipe)
-        data = training_data(
-            recipe,
-            fit_rows,
-            preprocessing,
-            num_classes=len(index.classes),
-            folder=run.path,
-            tell=lambda problem: console.line("lost", f"{problem.path} {problem.reason}"),
-        )
+
+        def data(size: int) -> TrainingData:
+            return training_data(
+                recipe,
+                fit_rows,
+                replace(preprocessing, image_size=size),
+                num_classes=len(index.classes),
+                folder=run.path,
+                tell=lambda problem: console.line("lost", f"{problem.path} {problem.reason}"),
+            )
+
         best = fine_tune(run, model, data, judge, best, console)
     if best is None:
         raise ConfigError(
             "Without pretrained weights there is nothing to keep before the first epoch. "
             f"Received: epochs={recipe.epochs}, budget_s={recipe.budget_s}. Raise them."
         )
+    if not complete:
+        recalibrate = None
+        if recipe.recalibrate and learning_norms(model):
+            rows = fit_rows[:: -(-len(fit_rows) // _RECALIBRATION)]
+            batches = evaluation_batches(rows, preprocessing, batch_size=fits)
+            recalibrate = Recalibration(model, lambda: iter(batches))
+        best = refine(run, model, judge, recalibrate, best, console)
+
+    def kept_at(size: int) -> keras.Model:
+        kept = _built(run, index, size, weights=None)
+        load_weights(kept, run.weights)
+        return kept
+
+    def judge_at(size: int) -> Judge:
+        expected = replace(preprocessing, image_size=size)
+        batches = evaluation_batches(val_rows, expected, batch_size=fits)
+        return Judge(kept_at(size), batches)
+
+    if recipe.larger_test and not complete:
+        size, best = better_size(run, judge_at, best, images=len(val_rows), console=console)
+        run.save_preprocessing(replace(preprocessing, image_size=size))
+    if model.input_shape[1] != run.preprocessing.image_size:
+        model = kept_at(run.preprocessing.image_size)
     load_weights(model, run.weights)
-    return Trained(model, preprocessing, run.info["kept"], best, probe)
+    return Trained(model, run.preprocessing, run.info["kept"], best, probe)
+
+
+def _built(run: Run, index: Index, size: int | None, *, weights: str | None) -> keras.Model:
+    """Build the run's network for images of `size`, or of any size."""
+    recipe = run.recipe
+    return build(
+        recipe.variant,
+        num_classes=len(index.classes),
+        input_shape=(size, size, channels(index.rows) or 3),
+        dtype=policy_name(recipe.precision),
+        drop_rate=recipe.drop_rate,
+        drop_path_rate=recipe.drop_path_rate,
+        weights=weights,
+    )
 
 
 def training_data(

@@ -1,17 +1,24 @@
 """Exact, crash-safe state of a training: all variables and where it stood.
 
 A state is a directory that appears whole or not at all: it is written under another name, synced
-to disk and renamed. A process killed at any moment leaves the previous state intact.
+to disk and renamed. A process killed at any moment leaves the previous state intact. Every file is
+in SHA256SUMS (`sha256sum -c` reads it, too), and the newest two states are kept: where a disk has
+damaged the last one, the one before it is gone back to.
+
+What a resumed training needs to be the same bit for bit is written in `Circumstances`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import keras
 import numpy as np
@@ -20,11 +27,14 @@ from safetensors.numpy import load_file, save_file
 
 from kresnet.errors import ResourceError
 
-_PREFIX = "step-"
+_PREFIX: Final = "step-"
+_SUMS: Final = "SHA256SUMS"
+_FILES: Final = ("variables.safetensors", "meta.json")
+_KEPT: Final = 2
 
 
 def save_state(directory: Path, step: int, variables: Sequence[Any], meta: dict[str, Any]) -> None:
-    """Write the state of `step` and remove the older ones.
+    """Write the state of `step`; keep the one before it and remove the older ones.
 
     Args:
         directory: Where a run keeps its states.
@@ -33,17 +43,19 @@ def save_state(directory: Path, step: int, variables: Sequence[Any], meta: dict[
         meta: What else resuming needs, as JSON types.
 
     Raises:
-        ResourceError: The disk is full or not writable; the previous state is untouched.
+        ResourceError: The disk is full or not writable; the previous states are untouched.
     """
     final = directory / f"{_PREFIX}{step:08d}"
     partial = directory / f".{final.name}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for remains in directory.glob(f".{_PREFIX}*.partial"):
+            shutil.rmtree(remains, ignore_errors=True)
         partial.mkdir(parents=True)
         values = (np.asarray(keras.ops.convert_to_numpy(v), order="C") for v in variables)
         arrays = dict(zip(_keys(variables), values, strict=True))
-        save_file(arrays, partial / "variables.safetensors")
-        (partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        save_file(arrays, partial / _FILES[0])
+        (partial / _FILES[1]).write_text(json.dumps(meta), encoding="utf-8")
+        (partial / _SUMS).write_text(_sums(partial), encoding="ascii")
         for file in partial.iterdir():
             _sync(file)
         _sync(partial)
@@ -56,18 +68,46 @@ def save_state(directory: Path, step: int, variables: Sequence[Any], meta: dict[
             f"The training state must be writable. Received: {error}. "
             f"Make room or rights in {directory} and resume; the last saved state is intact."
         ) from error
-    for old in directory.glob(f"{_PREFIX}*"):
-        if old != final:
-            shutil.rmtree(old, ignore_errors=True)
+    # Of a training that went back, states of later steps are of a path that was not gone on with.
+    others = sorted((path for path in _states(directory) if path != final), reverse=True)
+    before = [path for path in others if path < final]
+    for old in {*others} - {*before[: _KEPT - 1]}:
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def load_state(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Return arrays for `restore` and the meta data of the last state, if there is one."""
-    states = sorted(directory.glob(f"{_PREFIX}*"))
-    if not states:
-        return None
-    meta = json.loads((states[-1] / "meta.json").read_text(encoding="utf-8"))
-    return load_file(states[-1] / "variables.safetensors"), meta
+def load_state(
+    directory: Path, tell: Callable[[str], None] = lambda text: None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Return arrays for `restore` and the meta data of the newest undamaged state.
+
+    Args:
+        directory: Where a run keeps its states.
+        tell: Called with a line about each state that is damaged.
+
+    Returns:
+        None if no state was ever saved.
+
+    Raises:
+        ResourceError: There are states, and each is damaged.
+    """
+    states = sorted(_states(directory), reverse=True)
+    damaged = ""
+    for state in states:
+        try:
+            if (state / _SUMS).read_text(encoding="ascii") != _sums(state):
+                raise ValueError("its checksums do not match")
+            meta = json.loads((state / _FILES[1]).read_text(encoding="utf-8"))
+            return load_file(state / _FILES[0]), meta
+        except (OSError, ValueError, SafetensorError) as error:
+            damaged = f"{state.name} is damaged ({_brief(error)})"
+            if state != states[-1]:
+                tell(f"{damaged}: going back to the state before it")
+    if states:
+        raise ResourceError(
+            f"A saved state must be whole to be resumed. Received: {len(states)} in {directory}, "
+            f"and {damaged}. Remove {directory} to train from the beginning."
+        )
+    return None
 
 
 def restore(variables: Sequence[Any], arrays: dict[str, np.ndarray]) -> None:
@@ -86,6 +126,72 @@ def restore(variables: Sequence[Any], arrays: dict[str, np.ndarray]) -> None:
         )
     for key, variable in zip(keys, variables, strict=True):
         variable.assign(arrays[key])
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What the last bits of a training depend on, beside the run.
+
+    Sums of floating point numbers depend on their order: on how many threads share them, and on
+    the width of the processor's vectors.
+
+    Attributes:
+        threads: Threads that share one operation.
+        processor: Its model, as Linux names it.
+        tensorflow: Version.
+    """
+
+    threads: int
+    processor: str
+    tensorflow: str
+
+    @classmethod
+    def here(cls) -> Circumstances:
+        """Return those of this process."""
+        import tensorflow as tf
+
+        threads = tf.config.threading.get_intra_op_parallelism_threads() or int(
+            os.environ.get("TF_NUM_INTRAOP_THREADS", "0")
+        )
+        return cls(threads or len(os.sched_getaffinity(0)), _processor(), tf.__version__)
+
+    def differences(self, saved: dict[str, Any]) -> list[str]:
+        """Return what is not as it was saved by `asdict`, as "threads 2, now 4"."""
+        return [
+            f"{name} {saved[name]}, now {value}"
+            for name, value in asdict(self).items()
+            if name in saved and saved[name] != value
+        ]
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+    except OSError:  # not Linux
+        return platform.processor()
+    first = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    said = {name.strip(): value.strip() for name, value in first}
+    known = [said[name] for name in ("model name", "cpu family", "model") if name in said]
+    return " ".join(known) or platform.processor()
+
+
+def _states(directory: Path) -> list[Path]:
+    return list(directory.glob(f"{_PREFIX}*"))
+
+
+def _sums(directory: Path) -> str:
+    """Return the contents of SHA256SUMS for the files of a state."""
+    lines = []
+    for name in _FILES:
+        with (directory / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+    return "".join(lines)
+
+
+def _brief(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{Path(error.filename).name} is missing"
+    return str(error)
 
 
 def _keys(variables: Sequence[Any]) -> list[str]:
