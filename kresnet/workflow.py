@@ -42,6 +42,7 @@ from kresnet.serve.engine import Answer, Engine
 from kresnet.train.presets import PRESETS, check_preset
 from kresnet.train.recipe import Recipe, direction_matters, plan, rerun
 from kresnet.train.run import Run
+from kresnet.train.signals import terminable
 from kresnet.train.stages import Trained, train, training_data
 from kresnet.zoo import Preprocessing, build
 from kresnet.zoo.cards import card_for, split_name
@@ -383,7 +384,7 @@ def export_run(
     model = build(
         run.recipe.variant,
         num_classes=len(contract.classes),
-        input_shape=(run.recipe.image_size, run.recipe.image_size),
+        input_shape=(contract.preprocessing.image_size, contract.preprocessing.image_size),
         dtype="float32",
         weights=run.weights,
     )
@@ -435,6 +436,7 @@ def report_run(path: str | Path, *, console: Console | None = None) -> Path:
     return write_report(run, Published(str(_short(version)), checks, engine.heatmaps))
 
 
+@terminable()
 def _finish(run: Run, console: Console) -> Result:
     try:
         trained = train(run, console)
