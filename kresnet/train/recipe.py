@@ -38,6 +38,8 @@ _OPTIMIZERS: dict[tuple[Any, bool], dict[str, float]] = {
     ("rmsprop", False): {"weight_decay": 1e-5},
     ("rmsprop", True): {"weight_decay": 1e-5},
 }
+# What is tried beside the training where time is no matter, and kept where it validates better.
+_BEST = {"progressive": 0.4, "soup": 3, "recalibrate": True, "larger_test": True}
 _UNEVEN = 3  # largest class by smallest class, from which on rare classes are raised
 
 
@@ -70,6 +72,10 @@ class Recipe(BaseModel):
         clip_norm: Largest global norm of the gradient; None is no limit.
         ema: Share of the steps that the average of the weights reaches back, which is kept where it
             validates better than the weights; 0 is no average.
+        progressive: Share of the epochs in which the images grow, from 0.6 of their size on.
+        soup: Of how many epochs' weights, and their average, a mean is tried in the end.
+        recalibrate: Compute the statistics of norms anew in the end, where they are learned.
+        larger_test: Try larger images for validation and the export than for training.
         patience: Epochs without a better one after which the training ends; None is never.
         loss: "softmax" cross-entropy, or "sigmoid": a binary one for each class.
         train_from: First stage that is fine-tuned; 1 is the whole network.
@@ -122,6 +128,10 @@ class Recipe(BaseModel):
     drops: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = ()
     clip_norm: Annotated[float | None, Field(gt=0.0)] = 1.0
     ema: Rate = 0.0
+    progressive: Rate = 0.0
+    soup: Annotated[int, Field(ge=0)] = 0
+    recalibrate: bool = False
+    larger_test: bool = False
     patience: Annotated[int | None, Field(ge=1)] = None
     loss: Loss = "softmax"
     train_from: Annotated[int, Field(ge=1)] = 1
@@ -237,6 +247,7 @@ def plan(
         "mixup": 0.1 if num_images >= _MIXUP_FROM else 0.0,
         "balance": "sqrt" if counts and max(counts) > _UNEVEN * min(counts) else "none",
         **(_from_scratch if weights is None else _transfer)(num_images, effort=preset),
+        **(_BEST if preset == "best" else {}),
     }
     if preset in PRESETS:
         fields |= PRESETS[preset].fields(num_images=num_images, overrides=overrides)
