@@ -104,9 +104,8 @@ class _Loop:
             l1=self._recipe.l1,
             scale_loss=self._recipe.precision == "float16",
         )
-        self._ingredients = (
-            Ingredients(run.states, model, most=self._recipe.soup) if self._recipe.soup else None
-        )
+        soup = self._recipe.soup
+        self._ingredients = Ingredients(run.states, model, most=soup) if soup else None
         self._data: TrainingData  # of the image size of the epoch under way; `_go_back` sets it
         self._step = self._compiled()
         self._saved, self._saving_s = time.monotonic(), 0.0
@@ -401,6 +400,8 @@ class _Loop:
         }
         started = time.monotonic()
         save_state(self._run.states, self._position, self._variables(), meta)
+        if self._ingredients:
+            self._ingredients.tidy()
         self._has_state, self._saved = True, time.monotonic()
         self._saving_s = self._saved - started
 

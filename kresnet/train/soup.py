@@ -64,7 +64,7 @@ class Ingredients:
         self._folder, self._most = folder, most
         self._variables = moving_variables(model)
         self.best: tuple[Ingredient, ...] = ()
-        self._saved: list[set[str]] = []  # the files that each of the last two states names
+        self._saved: list[set[str]] = []  # the files that each of the newest two states names
 
     def offer(self, one: Ingredient) -> None:
         """Keep what the model holds now, if it is among the best.
@@ -81,12 +81,15 @@ class Ingredients:
             self.best = ranked([*others, *kept])
 
     def meta(self) -> list[dict[str, Any]]:
-        """Return what a saved state remembers, and forget files that no state names any more."""
+        """Return what a saved state remembers."""
+        return [asdict(one) for one in self.best]
+
+    def tidy(self) -> None:
+        """Remove files that none of the newest two states names; call it once a state is saved."""
         self._saved = [*self._saved[-1:], {one.file for one in self.best}]
         for path in self._folder.glob("*-[0-9]*.safetensors"):
             if path.name not in set().union(*self._saved):
                 path.unlink(missing_ok=True)
-        return [asdict(one) for one in self.best]
 
     def restore(self, meta: Iterable[dict[str, Any]]) -> None:
         """Go back to what a saved state remembers."""

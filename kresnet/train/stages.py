@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from kresnet.console import Console
 from kresnet.data.arrays import channels, measured
 from kresnet.data.pipeline import TrainingData, evaluation_batches
-from kresnet.data.scan import Index, Problem, Row
+from kresnet.data.scan import Problem, Row
 from kresnet.errors import ConfigError, DataError
 from kresnet.train.hardware import policy_name
 from kresnet.train.judge import Judge, Score
@@ -22,7 +24,7 @@ from kresnet.train.probe import features, fit_head
 from kresnet.train.recipe import Recipe
 from kresnet.train.refine import better_size, refine
 from kresnet.train.run import Run
-from kresnet.train.statistics import Recalibration, learning_norms
+from kresnet.train.statistics import Recalibration
 from kresnet.zoo import Preprocessing, build, freeze_norms, load_weights
 
 _RECALIBRATION = 2_000  # training images that the norms' statistics are computed from
@@ -67,12 +69,8 @@ def train(run: Run, console: Console) -> Trained:
     complete = run.info.get("status") == "complete"
     # Weights without their score are those of a probe that was killed between the two.
     started = run.weights.exists() and (recipe.weights is None or "probe" in run.info)
-    model = _built(
-        run,
-        index,
-        None if recipe.progressive else recipe.image_size,
-        weights=None if started else recipe.weights,
-    )
+    size = None if recipe.progressive else recipe.image_size
+    model = _built(run, size, weights=None if started else recipe.weights)
     if not started:
         expected = replace(model.preprocessing, image_size=recipe.image_size)
         run.save_preprocessing(
@@ -97,6 +95,7 @@ def train(run: Run, console: Console) -> Trained:
     elif recipe.epochs:
         _prepare_layers(model, recipe)
 
+        @lru_cache(maxsize=1)  # what is decoded once stays so
         def data(size: int) -> TrainingData:
             return training_data(
                 recipe,
@@ -114,35 +113,51 @@ def train(run: Run, console: Console) -> Trained:
             f"Received: epochs={recipe.epochs}, budget_s={recipe.budget_s}. Raise them."
         )
     if not complete:
-        recalibrate = None
-        if recipe.recalibrate and learning_norms(model):
-            rows = fit_rows[:: -(-len(fit_rows) // _RECALIBRATION)]
-            batches = evaluation_batches(rows, preprocessing, batch_size=fits)
-            recalibrate = Recalibration(model, lambda: iter(batches))
-        best = refine(run, model, judge, recalibrate, best, console)
+        best = _refined(run, model, judge, preprocessing, fits, best, console)
+    kept = run.preprocessing
+    if model.input_shape[1] != kept.image_size:
+        model = _built(run, kept.image_size, weights=None)
+    load_weights(model, run.weights)
+    return Trained(model, kept, run.info["kept"], best, probe)
 
-    def kept_at(size: int) -> keras.Model:
-        kept = _built(run, index, size, weights=None)
-        load_weights(kept, run.weights)
-        return kept
+
+def _refined(
+    run: Run,
+    model: keras.Model,
+    judge: Judge,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    best: Score,
+    console: Console,
+) -> Score:
+    """Improve what the run keeps, as its recipe says; return the score."""
+    recipe, index = run.recipe, run.index
+
+    def batches(rows: Sequence[Row], size: int) -> tf.data.Dataset:
+        expected = replace(preprocessing, image_size=size)
+        return evaluation_batches(rows, expected, batch_size=batch_size)
 
     def judge_at(size: int) -> Judge:
-        expected = replace(preprocessing, image_size=size)
-        batches = evaluation_batches(val_rows, expected, batch_size=fits)
-        return Judge(kept_at(size), batches)
+        kept = _built(run, size, weights=None)
+        load_weights(kept, run.weights)
+        return Judge(kept, batches(index.select("val"), size))
 
-    if recipe.larger_test and not complete:
-        size, best = better_size(run, judge_at, best, images=len(val_rows), console=console)
+    recalibrate = None
+    if recipe.recalibrate and recipe.norms == "train" and recipe.epochs:
+        rows = index.select("train")
+        some = batches(rows[:: -(-len(rows) // _RECALIBRATION)], recipe.image_size)
+        recalibrate = Recalibration(model, lambda: iter(some))
+    best = refine(run, model, judge, recalibrate, best, console)
+    if recipe.larger_test:
+        images = len(index.select("val"))
+        size, best = better_size(run, judge_at, best, images=images, console=console)
         run.save_preprocessing(replace(preprocessing, image_size=size))
-    if model.input_shape[1] != run.preprocessing.image_size:
-        model = kept_at(run.preprocessing.image_size)
-    load_weights(model, run.weights)
-    return Trained(model, run.preprocessing, run.info["kept"], best, probe)
+    return best
 
 
-def _built(run: Run, index: Index, size: int | None, *, weights: str | None) -> keras.Model:
+def _built(run: Run, size: int | None, *, weights: str | None) -> keras.Model:
     """Build the run's network for images of `size`, or of any size."""
-    recipe = run.recipe
+    recipe, index = run.recipe, run.index
     return build(
         recipe.variant,
         num_classes=len(index.classes),

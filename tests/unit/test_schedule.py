@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kresnet.train.schedule import one_cycle, rate_at, warmup_cosine
+from kresnet.train import schedule as schedules
+from kresnet.train.schedule import one_cycle, rate_at, size_at, warmup_cosine
 
 
 def test_cosine_rises_then_falls_to_one_percent():
@@ -41,3 +42,19 @@ def test_the_schedule_is_chosen_by_name(schedule):
     others = {"cosine", "one-cycle", "steps"} - {schedule}
     at = {s: rate_at(0.7, s, warmup=0.1, drops=(0.2,)) for s in ("cosine", "one-cycle", "steps")}
     assert all(abs(at[schedule] - at[other]) > 1e-3 for other in others)
+
+
+def test_images_grow_to_their_size_in_whole_strides():
+    sizes = [size_at(epoch / 20, 224, growing=0.4) for epoch in range(20)]
+    assert sizes[:8] == [128, 128, 128, 160, 160, 160, 192, 192]
+    assert sizes[8:] == [224] * 12
+    assert {size_at(p, 224, growing=0.0) for p in (0.0, 0.5, 1.0)} == {224}
+    assert [size_at(p, 100, growing=0.9) for p in (0.0, 0.6, 0.95)] == [32, 64, 100]
+    assert {size_at(p, 32, growing=0.5) for p in np.linspace(0, 1, 9)} == {32}
+
+
+@pytest.mark.parametrize(
+    ("side", "larger"), [(224, (256, 288)), (160, (192,)), (64, (96,)), (32, ()), (384, (448, 480))]
+)
+def test_tests_are_at_1_15_and_1_28_of_the_size(side, larger):
+    assert schedules.test_sizes(side) == larger

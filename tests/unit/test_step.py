@@ -83,3 +83,52 @@ def test_norms_that_learn_take_in_every_part():
         expected = 0.9 * expected + 0.1 * tf.reduce_mean(part, [0, 1, 2]).numpy()
     train_step(model, optimizer, parts=2)(images, targets, weights)
     assert relative_error(norm.moving_mean.numpy(), expected) < 1e-4
+
+
+def test_parts_with_norms_that_learn_and_branches_that_drop_come_one_after_the_other():
+    """Each part has its own statistics and its own draws; the update is of the sum."""
+    model, other = (
+        randomize(build("resnet20_cifar", num_classes=3, drop_path_rate=0.5, drop_rate=0.3), 1)
+        for _ in range(2)
+    )
+    for mine, theirs in zip(model.variables, other.variables, strict=True):
+        theirs.assign(mine)
+    start = [v.numpy() for v in model.variables]
+    optimizers = [
+        optimizer_for(one, "sgd", weight_decay=1e-3, layer_decay=0.5, clip_norm=None)
+        for one in (model, other)
+    ]
+    for optimizer in optimizers:
+        optimizer.learning_rate = 0.01
+    images, targets, weights = batch(7)
+    loss = float(train_step(model, optimizers[0], parts=2)(images, targets, weights))
+
+    expected, gradient = 0.0, [0.0] * len(other.trainable_variables)
+    for part in (slice(0, 3), slice(3, 7)):
+        with tf.GradientTape() as tape:
+            logits = other(images[part], training=True)
+            errors = tf.nn.softmax_cross_entropy_with_logits(targets[part], logits)
+            share = tf.reduce_sum(weights[part] * errors) / 7
+        moves = tape.gradient(share, other.trainable_variables)
+        gradient = [g + m for g, m in zip(gradient, moves, strict=True)]
+        expected += float(share)
+    optimizers[1].apply(gradient, other.trainable_variables)
+
+    assert loss == pytest.approx(expected, rel=1e-4)
+    moved = set()
+    for before, mine, theirs in zip(start, model.variables, other.variables, strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=1e-3, atol=1e-5)
+        if not np.array_equal(before, mine.numpy()):
+            moved.add(mine.name.split("_state")[0])
+    assert {"kernel", "gamma", "beta", "moving_mean", "moving_variance"} <= moved
+    assert any("seed" in name for name in moved)
+
+
+def test_the_step_takes_images_of_any_size():
+    model = randomize(build("resnet8_cifar", num_classes=3, input_shape=(None, None)), seed=1)
+    optimizer = optimizer_for(model, "sgd", weight_decay=0.0, layer_decay=1.0, clip_norm=None)
+    step = train_step(model, optimizer, parts=2)
+    images, targets, weights = batch()
+    losses = [float(step(tf.tile(images, [1, n, n, 1]), targets, weights)) for n in (1, 2, 1)]
+    assert np.isfinite(losses).all()
+    assert losses[0] != losses[1]
