@@ -1,13 +1,15 @@
 """A training that is stopped, runs out of memory or disk, or diverges ends as it should."""
 
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+import kresnet
 from kresnet.console import Console
 from kresnet.data.prepare import prepare
 from kresnet.errors import ConfigError, Interrupted, ResourceError
@@ -16,6 +18,7 @@ from kresnet.train.judge import Score
 from kresnet.train.recipe import plan
 from kresnet.train.run import Run
 from kresnet.train.stages import train
+from kresnet.zoo import build
 
 SETTINGS = {
     "batch_size": 12,
@@ -273,3 +276,60 @@ def test_a_full_disk_loses_nothing(begun, monkeypatch):
     assert e.value.exit_code == 4
     train(Run.open(run.path), Saying())
     assert_same(run, whole)
+
+
+class Pressing(Saying):
+    """Sends a signal when the status shows something."""
+
+    def __init__(self, at, kind):
+        super().__init__(at, lambda: signal.raise_signal(kind))
+
+
+def test_a_job_can_be_stopped_in_every_stage(striped, tmp_path, monkeypatch):
+    """In the probe, in a validation, in the last one, and while the export is written."""
+    model = build("resnet8_cifar", num_classes=4)
+    weights = {f"{la.name}/{v.name}": v.numpy() for la in model.layers for v in la.weights}
+    save_file(weights, tmp_path / "weights.safetensors")
+    settings = {**SETTINGS, "epochs": 2, "exports": tmp_path / "exports", "data": striped}
+    settings |= {"variant": "resnet8_cifar", "weights": str(tmp_path / "weights.safetensors")}
+    whole = kresnet.fit(out=tmp_path / "whole", console=Saying(), **settings)
+
+    original, judged = stages.Judge.__call__, []
+
+    def pressing(self):
+        judged.append(1)
+        if len(judged) in (4, 6):  # of the first epoch, then of the last epoch's average
+            signal.raise_signal(signal.SIGINT)
+        return original(self)
+
+    monkeypatch.setattr(stages.Judge, "__call__", pressing)
+    out, run = tmp_path / "runs", tmp_path / "runs" / striped.name
+    with pytest.raises(Interrupted, match=r"what was done is saved. Continue with: kresnet resume"):
+        kresnet.fit(out=out, console=Pressing("probe: features", signal.SIGTERM), **settings)
+    update = Run.update
+
+    def stopped(self, **fields):
+        if "probe" in fields:
+            raise KeyboardInterrupt
+        update(self, **fields)
+
+    with monkeypatch.context() as patch:  # the probe's weights are written, its score is not
+        patch.setattr(Run, "update", stopped)
+        with pytest.raises(Interrupted, match=r"what was done is saved"):
+            kresnet.resume(run, console=Saying())
+    assert Run.open(run).weights.exists()
+    assert "probe" not in Run.open(run).info
+    for where in ("in epoch 2", "after the last"):
+        with pytest.raises(
+            Interrupted, match=rf"Stopped {where} of 2, and saved. Continue with: k"
+        ):
+            kresnet.resume(run, console=Saying())
+    with pytest.raises(Interrupted, match=r"what was done is saved"):
+        kresnet.resume(run, console=Pressing("checking the SavedModel", signal.SIGTERM))
+    assert len(list((tmp_path / "exports" / striped.name).iterdir())) == 1  # that of `whole`
+    result = kresnet.resume(run, console=Saying())
+    assert result.validation == whole.validation
+    expected, found = (
+        load_file(Path(r.run) / "model.weights.safetensors") for r in (whole, result)
+    )
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
