@@ -39,8 +39,11 @@ from kresnet.export.publish import MAX_ACCURACY_LOSS, Exported, export
 from kresnet.export.reference import Sample
 from kresnet.export.versions import latest_version
 from kresnet.serve.engine import Answer, Engine
+from kresnet.train.disk import check_room, disk_needed
+from kresnet.train.estimate import estimated, remember
+from kresnet.train.plan import Plan, again, direction_matters, explained
 from kresnet.train.presets import PRESETS, check_preset
-from kresnet.train.recipe import Recipe, direction_matters, plan, rerun
+from kresnet.train.recipe import Recipe, rerun
 from kresnet.train.run import Run
 from kresnet.train.signals import terminable
 from kresnet.train.stages import Trained, train, training_data
@@ -114,6 +117,7 @@ def fit(
     out: str | Path = "runs",
     exports: str | Path = "saved_models",
     keep_photos: bool = True,
+    explain: bool = False,
     console: Console | None = None,
     **settings: Any,
 ) -> Result:
@@ -136,6 +140,7 @@ def fit(
         exports: Folder of the exports.
         keep_photos: Store small copies of four validation images in the export, for later checks;
             else drawn ones.
+        explain: Report the reason for every setting, too.
         console: Where to report; None reports to standard error.
         **settings: Fields of `kresnet.Recipe` that are not to be planned, as `epochs=10`;
             `precision` may be "auto".
@@ -151,53 +156,64 @@ def fit(
         ExportError: The export did not agree with the model.
     """
     console = console or Console()
-    check_preset(preset)
-    stored = None if recipe is None else Recipe.load(Path(recipe))
-    data = data or (stored.data if stored else None)
-    if data is None:
-        raise ConfigError("There must be images or a recipe that names them. Received: neither.")
-    if variant is None:
-        variant = stored.variant if stored else "resnet50"
-    if weights == "auto" and stored:
-        weights = stored.weights
-    elif weights == "auto":
-        weights = None if preset in PRESETS and PRESETS[preset].scratch else "imagenet"
-    name = name or name_of(data)
+    choice = _Choice(data, variant, weights, preset, recipe, settings)
+    name = name or name_of(choice.source)
     if name.startswith(".") or Path(name).name != name:
         raise ConfigError(f"`name` must be the plain name of a folder. Received: name={name!r}.")
-    variant, tag = split_name(variant)
-    config = variant_config(variant)
-    weights = tag or weights
-    if weights == "none":
-        weights = None
-    elif weights in TAGS:
-        check_license(card_for(variant, weights))
-    elif weights is not None:
-        weights = str(find_weights(variant, weights).resolve())
-    known: dict[str, Any] = {"data": absolute(data), "variant": variant, "weights": weights}
-    if stored:
-        chosen = rerun(stored, known | settings)
-        index = _prepared(data, chosen, console)
-    else:
-        planned = partial(
-            plan, **known, image_size=config.image_size, overrides=settings, preset=preset
-        )
-        draft = planned(num_images=1, classes=())  # tells wrong settings before images are read
-        index = _prepared(data, draft, console)
-        chosen = planned(
-            num_images=len(index.select("train")),
-            classes=index.classes,
-            counts=list(index.counts()["train"].values()),
-        )
-    if weights is not None:
+    planned, index = _planned(choice, console, out=Path(out), exports=Path(exports))
+    chosen = planned.recipe
+    if chosen.weights is not None:
         find_weights(
-            variant, weights, lambda done, _: console.status(f"weights: {done / 1e6:.0f} MB")
+            chosen.variant,
+            chosen.weights,
+            lambda done, _: console.status(f"weights: {done / 1e6:.0f} MB"),
         )
     run = Run.create(Path(out), name, chosen, index)
     run.update(name=name, exports=str(Path(exports).resolve()), keep_photos=keep_photos)
-    _tell_data(console, index, run)
-    _tell_plan(console, chosen, index.classes)
-    return _finish(run, console)
+    run.write_json("plan.json", planned.as_dict())
+    _tell_data(console, index, f"see {run.path / 'problems.csv'}")
+    _tell_plan(console, planned, index.classes)
+    if explain:
+        for line in planned.lines():
+            console.line("why", line)
+    result = _finish(run, console)
+    if planned.estimate:
+        remember(
+            chosen,
+            planned.estimate,
+            epochs=run.epochs_done,
+            seconds=result.seconds - planned.estimate.spent_s,
+        )
+    return result
+
+
+def preview(
+    data: str | Path | None = None,
+    *,
+    variant: str | None = None,
+    weights: str | None = "auto",
+    preset: str = "default",
+    recipe: str | Path | None = None,
+    out: str | Path = "runs",
+    exports: str | Path = "saved_models",
+    console: Console | None = None,
+    **settings: Any,
+) -> Plan:
+    """Plan what `fit` would do with the same arguments, and leave it at that.
+
+    The images are read, nothing is downloaded, and no run is made.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        DataError: The images cannot be used.
+        ResourceError: The disk has no room for the run.
+    """
+    console = console or Console()
+    choice = _Choice(data, variant, weights, preset, recipe, settings)
+    planned, index = _planned(choice, console, out=Path(out), exports=Path(exports))
+    _tell_data(console, index, "kresnet check names them")
+    _tell_plan(console, planned, index.classes)
+    return planned
 
 
 def resume(path: str | Path, *, console: Console | None = None) -> Result:
@@ -296,7 +312,7 @@ def show_batches(
     variant, tag = split_name(variant)
     preprocessing = card_for(variant, tag).preprocessing if tag else Preprocessing()
     planned = partial(
-        plan,
+        explained,
         data=str(Path(data).resolve()),
         variant=variant,
         weights=tag or "imagenet",
@@ -304,10 +320,11 @@ def show_batches(
         overrides=settings,
     )
     draft = planned(num_images=1, classes=())
-    index = _prepared(data, draft, console)
+    index = _prepared(data, draft.recipe, console)
     rows = index.select("train")
     counts = list(index.counts()["train"].values())
-    recipe = planned(num_images=len(rows), classes=index.classes, counts=counts)
+    chosen = planned(num_images=len(rows), classes=index.classes, counts=counts)
+    recipe = chosen.recipe
     preprocessing = replace(preprocessing, image_size=recipe.image_size)
     console.status("drawing")
     sheet = batches_sheet(
@@ -322,7 +339,7 @@ def show_batches(
         raise ResourceError(
             f"The sheet must be a picture that can be written, as batches.png. Received: {error}."
         ) from None
-    _tell_plan(console, recipe, index.classes)
+    _tell_plan(console, chosen, index.classes)
     return Path(out)
 
 
@@ -434,6 +451,96 @@ def report_run(path: str | Path, *, console: Console | None = None) -> Path:
     engine = Engine(version)
     checks = {name: str(check) for name, check in engine.contract.formats.items()}
     return write_report(run, Published(str(_short(version)), checks, engine.heatmaps))
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What a user says of a training; the arguments of `fit` by the same names."""
+
+    data: str | Path | None
+    variant: str | None
+    weights: str | None
+    preset: str
+    recipe: str | Path | None
+    settings: dict[str, Any]
+
+    @property
+    def stored(self) -> Recipe | None:
+        """The recipe that is run again."""
+        return None if self.recipe is None else Recipe.load(Path(self.recipe))
+
+    @property
+    def source(self) -> str | Path:
+        """The images."""
+        data = self.data or (self.stored.data if self.stored else None)
+        if data is None:
+            raise ConfigError(
+                "There must be images or a recipe that names them. Received: neither."
+            )
+        return data
+
+    def network(self) -> tuple[str, str | None]:
+        """Return the variant and its weights, a tag or a path."""
+        variant, weights, stored = self.variant, self.weights, self.stored
+        if variant is None:
+            variant = stored.variant if stored else "resnet50"
+        if weights == "auto" and stored:
+            weights = stored.weights
+        elif weights == "auto":
+            weights = (
+                None if self.preset in PRESETS and PRESETS[self.preset].scratch else "imagenet"
+            )
+        variant, tag = split_name(variant)
+        variant_config(variant)
+        weights = tag or weights
+        if weights == "none":
+            weights = None
+        elif weights in TAGS:
+            check_license(card_for(variant, weights))
+        elif weights is not None:
+            weights = str(find_weights(variant, weights).resolve())
+        return variant, weights
+
+
+def _planned(choice: _Choice, console: Console, *, out: Path, exports: Path) -> tuple[Plan, Index]:
+    """Read the images and decide everything."""
+    check_preset(choice.preset)
+    stored, source, settings = choice.stored, choice.source, choice.settings
+    variant, weights = choice.network()
+    known: dict[str, Any] = {"data": absolute(source), "variant": variant, "weights": weights}
+    if stored:
+        chosen = again(
+            rerun(stored, known | settings), source=str(choice.recipe), overrides=settings
+        )
+        index = _prepared(source, chosen.recipe, console)
+    else:
+        planned = partial(
+            explained,
+            **known,
+            image_size=variant_config(variant).image_size,
+            overrides=settings,
+            preset=choice.preset,
+        )
+        draft = planned(num_images=1, classes=())  # tells wrong settings before images are read
+        index = _prepared(source, draft.recipe, console)
+        rows = index.select("train")
+        chosen = planned(
+            num_images=len(rows),
+            classes=index.classes,
+            counts=list(index.counts()["train"].values()),
+            side=int(np.median([min(row.height, row.width) for row in rows])),
+        )
+    need = disk_needed(
+        chosen.recipe,
+        index.select("train"),
+        num_classes=len(index.classes),
+        exported=channels(index.rows) is None,
+    )
+    check_room(need, out=out, exports=exports)
+    console.status("measuring the speed of this machine")
+    spent = time.monotonic() - console.started
+    expected = estimated(chosen.recipe, index, spent_s=spent)
+    return replace(chosen, estimate=expected, disk=need), index
 
 
 @terminable()
@@ -552,13 +659,9 @@ def _prepared(data: str | Path, recipe: Recipe, console: Console) -> Index:
     )
 
 
-def _tell_data(console: Console, index: Index, run: Run) -> None:
+def _tell_data(console: Console, index: Index, where: str) -> None:
     sizes = [sum(row.label == k for row in index.rows) for k in range(len(index.classes))]
-    bad = (
-        f"; {len(index.problems)} files or folders left out, see {run.path / 'problems.csv'}"
-        if index.problems
-        else ""
-    )
+    bad = f"; {len(index.problems)} files or folders left out, {where}" if index.problems else ""
     console.line(
         "data",
         f"{len(index.rows)} images, {len(index.classes)} classes of {min(sizes)} to {max(sizes)}"
@@ -570,7 +673,8 @@ def _tell_data(console: Console, index: Index, run: Run) -> None:
     console.line("split", parts)
 
 
-def _tell_plan(console: Console, recipe: Recipe, classes: Sequence[str]) -> None:
+def _tell_plan(console: Console, planned: Plan, classes: Sequence[str]) -> None:
+    recipe = planned.recipe
     stages = ["probe"] if recipe.weights is not None else []
     if recipe.epochs:
         stages.append(f"{'fine-tune' if stages else 'train'} up to {recipe.epochs} epochs")
@@ -603,3 +707,7 @@ def _tell_plan(console: Console, recipe: Recipe, classes: Sequence[str]) -> None
             "the class names look like left and right, letters or digits: "
             + ("mirrored all the same" if recipe.flip else "not mirrored; --flip if that is wrong"),
         )
+    if planned.estimate:
+        console.line("time", str(planned.estimate))
+    if planned.disk:
+        console.line("disk", f"up to {planned.disk}")

@@ -89,7 +89,7 @@ def store_for(shapes: np.ndarray, cache: Cache, folder: Path | None) -> Store | 
     Raises:
         ResourceError: The images are too many for memory or disk.
     """
-    size, memory = 3 * int(shapes.astype(np.int64).prod(axis=1).sum()), _memory()
+    size, memory = pixel_bytes(shapes), _memory()
     if cache == "disk" and folder is not None:
         return Store(shapes, folder)
     if cache == "memory" and size > memory:
@@ -97,8 +97,19 @@ def store_for(shapes: np.ndarray, cache: Cache, folder: Path | None) -> Store | 
             f"The decoded images must fit into memory. Received: cache='memory', {size / 1e9:.1f} "
             f"GB of images and {memory / 1e9:.1f} GB of memory. Use --cache disk, or none."
         )
-    fits = cache == "memory" or (cache == "auto" and size <= _SHARE * memory)
-    return Store(shapes) if fits else None
+    return Store(shapes) if cache != "disk" and keeps(shapes, cache) else None
+
+
+def keeps(shapes: np.ndarray, cache: Cache) -> bool:
+    """Tell whether images of these shapes are decoded once, and not each time they are shown."""
+    return cache in ("memory", "disk") or (
+        cache == "auto" and pixel_bytes(shapes) <= _SHARE * _memory()
+    )
+
+
+def pixel_bytes(shapes: np.ndarray) -> int:
+    """Return the bytes of decoded images; `shapes` is int `(n, 2)`, height and width."""
+    return 3 * int(shapes.astype(np.int64).prod(axis=1).sum())
 
 
 def _memory() -> int:

@@ -1,9 +1,10 @@
-"""Every setting of a run, and the plan that fills in what the user left open."""
+"""Every setting of a run, validated."""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,33 +15,13 @@ from kresnet.data.augment import Augmentation, Policy
 from kresnet.data.balance import Balance
 from kresnet.data.store import Cache
 from kresnet.errors import ConfigError
-from kresnet.train.hardware import Precision, has_gpu, resolve_precision
+from kresnet.train.hardware import resolve_precision
 from kresnet.train.optimizer import Name as Optimizer
-from kresnet.train.presets import PRESETS, check_preset
 from kresnet.train.schedule import Schedule
 from kresnet.train.step import Loss
-from kresnet.zoo.variants import variant_config
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-_MIXUP_FROM = 20_000  # images, as in BiT's HyperRule (Kolesnikov et al. 2020, arXiv:1912.11370)
-# Seconds on a processor, which fine-tunes slowly: by default a model within five minutes.
-_BUDGETS = {"fast": 90.0, "default": 270.0, "best": None}
-# Rate and decay of an optimizer that is not the planned one, and whether weights are random: the
-# same for Adam's kin, but L2 in place of decay; for SGD those of BiT's rule and of He et al. 2015.
-_OPTIMIZERS: dict[tuple[Any, bool], dict[str, float]] = {
-    ("sgd", False): {"lr": 3e-3, "weight_decay": 1e-4},
-    ("sgd", True): {"lr": 0.05, "weight_decay": 1e-4},
-    ("adam", False): {"weight_decay": 1e-5},
-    ("adam", True): {"weight_decay": 1e-5},
-    ("rmsprop", False): {"weight_decay": 1e-5},
-    ("rmsprop", True): {"weight_decay": 1e-5},
-}
-# What is tried beside the training where time is no matter, and kept where it validates better.
-_BEST = {"progressive": 0.4, "soup": 3, "recalibrate": True, "larger_test": True}
-_UNEVEN = 3  # largest class by smallest class, from which on rare classes are raised
 
 
 class Recipe(BaseModel):
@@ -192,7 +173,7 @@ class Recipe(BaseModel):
             ) from None
         if not isinstance(fields, dict):
             raise ConfigError(f"A recipe must hold `field: value` lines. Received: {path}.")
-        return _validated(fields)
+        return validated(fields)
 
 
 def rerun(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
@@ -204,131 +185,38 @@ def rerun(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     fields = recipe.model_dump() | dict(overrides)
     if fields["precision"] == "auto":
         fields["precision"] = resolve_precision("auto")
-    return _validated(fields)
+    return validated(fields)
 
 
-def plan(
-    *,
-    data: str,
-    num_images: int,
-    classes: Sequence[str],
-    variant: str,
-    weights: str | None,
-    image_size: int,
-    overrides: Mapping[str, Any],
-    counts: Sequence[int] = (),
-    preset: str = "default",
-) -> Recipe:
-    """Fill every setting that `overrides` leaves open, from the data's size and the hardware.
-
-    Args:
-        data: Folder of the images.
-        num_images: Number of training images.
-        classes: Names of the classes.
-        variant: A key of `kresnet.VARIANTS`.
-        weights: As in `Recipe`; None trains from scratch.
-        image_size: What the weights, or the variant, were made for.
-        overrides: Recipe fields the user has set; they win. `precision` may be "auto".
-        counts: Training images of each class.
-        preset: "fast", "default" or "best", or a key of `presets.PRESETS`.
+def validated(fields: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of fields that a person has written.
 
     Raises:
-        ConfigError: A field or the preset is unknown, or a field is out of range.
+        ConfigError: A field is unknown, missing or out of range; the message says which is meant.
     """
-    variant_config(variant)
-    check_preset(preset)
-    fields: dict[str, Any] = {
-        "data": data,
-        "variant": variant,
-        "weights": weights,
-        "image_size": image_size,
-        "batch_size": 32 if num_images < 2000 else 64,
-        "flip": not direction_matters(classes),
-        "mixup": 0.1 if num_images >= _MIXUP_FROM else 0.0,
-        "balance": "sqrt" if counts and max(counts) > _UNEVEN * min(counts) else "none",
-        **(_from_scratch if weights is None else _transfer)(num_images, effort=preset),
-        **(_BEST if preset == "best" else {}),
-    }
-    if preset in PRESETS:
-        fields |= PRESETS[preset].fields(num_images=num_images, overrides=overrides)
-    elif not {"epochs", "budget_s"} & set(overrides) and not has_gpu():
-        fields["budget_s"] = _BUDGETS[preset]
-    if preset not in PRESETS:
-        fields |= _OPTIMIZERS.get((overrides.get("optimizer"), weights is None), {})
-    fields |= overrides
-    precision: Precision = fields.get("precision", "auto")
-    if precision in ("auto", "float32", "bfloat16", "float16"):
-        fields["precision"] = resolve_precision(precision)
-    return _validated(fields)
-
-
-def _transfer(num_images: int, *, effort: str) -> dict[str, Any]:
-    """Settings for pretrained weights: keep what they know, more so the fewer the images."""
-    seen, least, most = {"fast": (8_000, 2, 5), "best": (60_000, 15, 40)}.get(
-        effort, (20_000, 5, 15)
-    )
-    epochs = _epochs(images_seen=seen, num_images=num_images, least=least, most=most)
-    # Fine-tuning the last two stages is as good on hundreds of images, and 1.7 times as fast.
-    first = 3 if num_images < 5_000 else 1
-    return {
-        "epochs": epochs,
-        "lr": 5e-5,
-        "layer_decay": 0.5,
-        "weight_decay": 0.05,
-        "train_from": 4 if effort == "fast" else first,
-        "norms": "frozen",
-        "min_area": 0.35,
-        "ema": 0.1 if effort == "best" else 0.0,
-        # On few images a training soon knows them by heart: the rest of its epochs are for nothing.
-        "patience": max(5, -(-epochs // 5)) if num_images < 5_000 else None,
-    }
-
-
-def _from_scratch(num_images: int, *, effort: str) -> dict[str, Any]:
-    """Settings for random weights: every layer learns, norms included, at one high rate."""
-    seen, least, most = {"fast": (20_000, 8, 30), "best": (200_000, 60, 300)}.get(
-        effort, (60_000, 20, 100)
-    )
-    return {
-        "epochs": _epochs(images_seen=seen, num_images=num_images, least=least, most=most),
-        "lr": 3e-3,
-        "layer_decay": 1.0,
-        "weight_decay": 0.05,
-        "norms": "train",
-        "min_area": 0.6,
-        "ema": 0.1 if effort == "best" else 0.0,
-    }
-
-
-def _epochs(*, images_seen: int, num_images: int, least: int, most: int) -> int:
-    return min(max(images_seen // max(num_images, 1), least), most)
-
-
-_SIDES = re.compile(r"\b(left|right|links|rechts|gauche|droite|izquierda|derecha)\b", re.IGNORECASE)
-
-
-def direction_matters(classes: Sequence[str]) -> bool:
-    """Tell digits, letters and left/right, whose mirror images are something else."""
-    single = all(len(name) == 1 or name.isdigit() for name in classes)
-    return single or any(_SIDES.search(re.sub(r"[_\W]+", " ", name)) for name in classes)
-
-
-def _validated(fields: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A field that is misspelt is also missing; what is written there says more.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ConfigError(_unknown(name)) from None
+        if first["type"] == "missing":
+            raise ConfigError(
+                f"A recipe must have every field without a default. Received: no {name!r}. Add it."
+            ) from None
+        hint = ""
+        if first["type"] == "literal_error":
+            words = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
+            near = difflib.get_close_matches(str(first["input"]).lower(), words, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
-            f"`{name}` is wrong: {first['msg'].lower()}. Received: {name}={first['input']!r}."
+            f"`{name}` is wrong: {first['msg'].lower()}. Received: {name}={first['input']!r}.{hint}"
         ) from None
 
 
 def _unknown(name: str) -> str:
-    import difflib
-
     near = difflib.get_close_matches(name, Recipe.model_fields, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else "Known: " + ", ".join(Recipe.model_fields)
     return f"A recipe has no such field. Received: {name!r}. {hint}"

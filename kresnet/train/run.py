@@ -1,6 +1,7 @@
 """A run: one directory a training, every file in it written whole or not at all.
 
 recipe.yaml         every setting, re-runnable
+plan.json           why each setting is as it is, and how long it was to take
 environment.json    versions, hardware, command
 index.csv ...       the images with their split, the classes, the unreadable files
 preprocessing.json  what the model expects of its input
@@ -115,6 +116,12 @@ class Run:
         """What is known of the run so far: status, results, timings."""
         file = self.path / "run.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs of fine-tuning are complete."""
+        metrics = self.path / "metrics.csv"
+        return max(len(metrics.read_text("utf-8").splitlines()) - 1, 0) if metrics.exists() else 0
 
     def update(self, **fields: Any) -> None:
         """Add to what is known of the run."""

@@ -93,7 +93,7 @@ def train(run: Run, console: Console) -> Trained:
     if complete:  # its states are gone, and nothing is left to train
         best = Score(**run.info["validation"])
     elif recipe.epochs:
-        _prepare_layers(model, recipe)
+        prepare_layers(model, recipe)
 
         @lru_cache(maxsize=1)  # what is decoded once stays so
         def data(size: int) -> TrainingData:
@@ -223,7 +223,7 @@ def _probe(
     return probe
 
 
-def _prepare_layers(model: keras.Model, recipe: Recipe) -> None:
+def prepare_layers(model: keras.Model, recipe: Recipe) -> None:
     """Decide which layers learn, and whether norms keep their statistics."""
     last = last_stage(model)
     if recipe.train_from > last:

@@ -15,7 +15,7 @@ from kresnet.console import Console
 from kresnet.data.scan import scan
 from kresnet.errors import ConfigError
 from kresnet.evaluate.held_out import score
-from kresnet.train.recipe import plan
+from kresnet.train.plan import plan
 from kresnet.train.run import Run
 from kresnet.workflow import report_run
 

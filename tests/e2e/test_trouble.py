@@ -15,7 +15,7 @@ from kresnet.data.prepare import prepare
 from kresnet.errors import ConfigError, Interrupted, ResourceError
 from kresnet.train import loop, stages, state
 from kresnet.train.judge import Score
-from kresnet.train.recipe import plan
+from kresnet.train.plan import plan
 from kresnet.train.run import Run
 from kresnet.train.stages import train
 from kresnet.zoo import build

@@ -3,14 +3,15 @@
 import pytest
 
 from kresnet.errors import ConfigError
-from kresnet.train import recipe as recipes
+from kresnet.train import plan as planning
+from kresnet.train.plan import plan
 from kresnet.train.presets import EFFORTS, PRESETS
-from kresnet.train.recipe import plan, rerun
+from kresnet.train.recipe import Recipe, rerun
 
 
 @pytest.fixture(autouse=True)
 def _processor(monkeypatch):
-    monkeypatch.setattr(recipes, "has_gpu", lambda: False)
+    monkeypatch.setattr(planning, "has_gpu", lambda: False)
 
 
 def planned(preset, num_images=500, weights=None, **overrides):
@@ -57,7 +58,7 @@ def test_the_numbers_are_those_of_the_papers():
 @pytest.mark.parametrize(("images", "steps"), [(400, 500), (30_000, 10_000), (600_000, 20_000)])
 def test_the_hyperrule_follows_the_number_of_images(images, steps):
     made = planned("bit-hyperrule", num_images=images, weights="imagenet")
-    assert made.epochs * images / 512 == pytest.approx(steps, rel=0.03)
+    assert 0 <= made.epochs * images / 512 - steps < images / 512  # epochs are whole
     assert (made.mixup > 0) == (images >= 20_000)
 
 
@@ -102,7 +103,7 @@ def test_an_unknown_preset_is_named(name, hint):
 def test_a_stored_recipe_is_changed_only_where_it_is_told(tmp_path):
     stored = planned("rsb-a2")
     stored.save(tmp_path / "recipe.yaml")
-    loaded = recipes.Recipe.load(tmp_path / "recipe.yaml")
+    loaded = Recipe.load(tmp_path / "recipe.yaml")
     assert loaded == stored
     again = rerun(loaded, {"epochs": 3, "precision": "auto"})
     assert again.precision in ("float32", "bfloat16")
