@@ -12,8 +12,9 @@ import errno
 import json
 import os
 import re
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -130,6 +131,14 @@ Tta = Annotated[
     bool, typer.Option("--tta", help="Average with the mirror image, if training mirrored.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the runs.")]
+Set = Annotated[
+    Sequence[str],
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Set any field of recipe.yaml, as --set drop_rate=0.2; may be given more than once.",
+    ),
+]
 Exports = Annotated[Path, typer.Option(help="Folder of the exports.")]
 
 NoPhotos = Annotated[
@@ -268,13 +277,20 @@ def train(
         typer.Option(help="Share of the answers given that shall be right, as 0.95; else abstain."),
     ] = None,
     no_photos: NoPhotos = False,
+    set_: Set = (),
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why every setting is as it is.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan with its reasons, and stop there.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a classifier on a folder of images, evaluate it and export it."""
     with _reporting() as console:
-        from kresnet.workflow import fit
+        from kresnet.workflow import fit, preview
 
-        settings = {
+        settings: dict[str, Any] = {
             "epochs": epochs,
             "batch_size": batch_size,
             "accumulate": accumulate,
@@ -298,20 +314,63 @@ def train(
             "budget_s": _seconds(budget),
             "target_precision": target_precision,
         }
-        result = fit(
-            data,
-            variant=variant,
-            weights=weights or "auto",
-            preset=preset,
-            recipe=recipe,
-            name=name,
-            out=out,
-            exports=exports,
-            keep_photos=not no_photos,
-            console=console,
+        job: dict[str, Any] = {
+            "data": data,
+            "variant": variant,
+            "weights": weights or "auto",
+            "preset": preset,
+            "recipe": recipe,
+            "out": out,
+            "exports": exports,
+            "console": console,
             **{field: value for field, value in settings.items() if value is not None},
-        )
-    _show(result, as_json)
+            **_fields(set_),
+        }
+        if dry_run:
+            planned = preview(**job)
+        else:
+            result = fit(name=name, keep_photos=not no_photos, explain=explain, **job)
+    if not dry_run:
+        _show(result, as_json)
+    elif as_json:
+        _print_json(planned.as_dict())
+    else:
+        typer.echo("\n".join(planned.lines()))
+
+
+@app.command(name="lr-find")
+def lr_find(
+    data: Data,
+    picture: Annotated[
+        Path, typer.Option("--out", help="The plot to write; its suffix is the format.")
+    ] = Path("lr.png"),
+    variant: Annotated[str, typer.Option(help="A name that `kresnet zoo list` prints.")] = (
+        "resnet50"
+    ),
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="imagenet, cifar10, a tag as a1_in1k, the path of a checkpoint, or none."
+        ),
+    ] = "auto",
+    preset: Annotated[
+        str, typer.Option(help="As in `train`: fast, default, best, or a published recipe.")
+    ] = "default",
+    set_: Set = (),
+    as_json: Json = False,
+) -> None:
+    """Find a learning rate: up to 100 steps at growing rates, a plot, and what they suggest."""
+    with _reporting() as console:
+        from kresnet.workflow import find_rate
+
+        job = {"variant": variant, "weights": weights, "preset": preset, **_fields(set_)}
+        found = find_rate(**{"data": data} | job, out=picture, console=console)
+    if as_json:
+        _print_json(found.as_dict() | {"picture": str(picture)})
+        return
+    typer.echo(f"{found}\n{picture}")
+    if found.valley is not None:
+        typer.echo(f"next    kresnet train {shlex.quote(data)} --lr {found.valley:.2g}")
 
 
 @app.command()
@@ -926,6 +985,25 @@ def _seconds(text: str | None) -> float | None:
             f"`--budget` must be a time above zero, as 90s, 10m or 2h. Received: {text!r}."
         )
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _fields(texts: Sequence[str]) -> dict[str, Any]:
+    """Read FIELD=VALUE, whose values are as in recipe.yaml."""
+    import yaml
+
+    fields: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            fields[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or not name.strip().isidentifier():
+            raise ConfigError(
+                f"`--set` takes a field of recipe.yaml and its value. Received: {text!r}. "
+                "Write it as --set drop_rate=0.2."
+            )
+    return fields
 
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}

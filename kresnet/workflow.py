@@ -41,6 +41,7 @@ from kresnet.export.versions import latest_version
 from kresnet.serve.engine import Answer, Engine
 from kresnet.train.disk import check_room, disk_needed
 from kresnet.train.estimate import estimated, remember
+from kresnet.train.lr_find import RateTest, range_test
 from kresnet.train.plan import Plan, again, direction_matters, explained
 from kresnet.train.presets import PRESETS, check_preset
 from kresnet.train.recipe import Recipe, rerun
@@ -214,6 +215,45 @@ def preview(
     _tell_data(console, index, "kresnet check names them")
     _tell_plan(console, planned, index.classes)
     return planned
+
+
+def find_rate(
+    data: str | Path,
+    *,
+    out: str | Path,
+    variant: str | None = None,
+    weights: str | None = "auto",
+    preset: str = "default",
+    console: Console | None = None,
+    **settings: Any,
+) -> RateTest:
+    """Find a learning rate for what `fit` would train with the same arguments.
+
+    Args:
+        data: As in `fit`.
+        out: The plot to write; its suffix is the format, as .png or .svg.
+        variant: As in `fit`.
+        weights: As in `fit`.
+        preset: As in `fit`.
+        console: Where to report; None reports to standard error.
+        **settings: As in `fit`.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        DataError: The images cannot be used.
+        ResourceError: The weights are not to be had, or the plot cannot be written.
+    """
+    console = console or Console()
+    folder = Path(out).absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"The folder of the plot must exist. Received: {out}. Make {folder}.")
+    planned, index = _chosen(_Choice(data, variant, weights, preset, None, settings), console)
+    _tell_data(console, index, "kresnet check names them")
+    _tell_plan(console, planned, index.classes)
+    found = range_test(planned.recipe, index, console)
+    console.status("drawing")
+    found.save_picture(out)
+    return found
 
 
 def resume(path: str | Path, *, console: Console | None = None) -> Result:
@@ -503,6 +543,22 @@ class _Choice:
 
 
 def _planned(choice: _Choice, console: Console, *, out: Path, exports: Path) -> tuple[Plan, Index]:
+    """Read the images, decide everything, and see whether there is room and time for it."""
+    chosen, index = _chosen(choice, console)
+    need = disk_needed(
+        chosen.recipe,
+        index.select("train"),
+        num_classes=len(index.classes),
+        exported=channels(index.rows) is None,
+    )
+    check_room(need, out=out, exports=exports)
+    console.status("measuring the speed of this machine")
+    spent = time.monotonic() - console.started
+    expected = estimated(chosen.recipe, index, spent_s=spent)
+    return replace(chosen, estimate=expected, disk=need), index
+
+
+def _chosen(choice: _Choice, console: Console) -> tuple[Plan, Index]:
     """Read the images and decide everything."""
     check_preset(choice.preset)
     stored, source, settings = choice.stored, choice.source, choice.settings
@@ -530,17 +586,7 @@ def _planned(choice: _Choice, console: Console, *, out: Path, exports: Path) -> 
             counts=list(index.counts()["train"].values()),
             side=int(np.median([min(row.height, row.width) for row in rows])),
         )
-    need = disk_needed(
-        chosen.recipe,
-        index.select("train"),
-        num_classes=len(index.classes),
-        exported=channels(index.rows) is None,
-    )
-    check_room(need, out=out, exports=exports)
-    console.status("measuring the speed of this machine")
-    spent = time.monotonic() - console.started
-    expected = estimated(chosen.recipe, index, spent_s=spent)
-    return replace(chosen, estimate=expected, disk=need), index
+    return chosen, index
 
 
 @terminable()
