@@ -264,6 +264,7 @@ def resume(path: str | Path, *, console: Console | None = None) -> Result:
     """
     run = Run.open(path)
     _restore(run)
+    run.update(resumed=True)  # the time that it says at the end is that of this process alone
     return _finish(run, console or Console())
 
 

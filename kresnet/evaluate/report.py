@@ -120,6 +120,7 @@ def _content(run: Run, published: Published | None) -> dict[str, Any]:
     pairs = Counter((one.label, one.predicted) for one in mistakes).most_common(_PAIRS)
     look = _Gallery(run, index, published)
     seconds = info.get("result", {}).get("seconds")
+    plan = _read(run, "plan.json") if (run.path / "plan.json").exists() else {}
     return {
         "name": info.get("name", run.path.name),
         "split": "test" if split == "test" else "validation",
@@ -133,6 +134,8 @@ def _content(run: Run, published: Published | None) -> dict[str, Any]:
         "problems": [(_name(index, p.path), p.reason) for p in index.problems[:_PROBLEMS]],
         "problem_count": len(index.problems),
         "recipe": recipe.model_dump(),
+        "reasons": plan.get("reasons", {}),
+        "expected": None if info.get("resumed") else _expected(plan.get("estimate"), seconds),
         "curves": _curves(run),
         "probe": info.get("probe"),
         "kept": info.get("kept", ""),
@@ -285,6 +288,18 @@ def _warnings(
         left_out = "file was" if count == 1 else "files or folders were"
         found.append(f"{count} {left_out} left out; see Data.")
     return found
+
+
+def _expected(estimate: Mapping[str, Any] | None, seconds: float | None) -> str | None:
+    """Say how far off the estimate was; both are of what came after the plan."""
+    if not estimate or seconds is None or not estimate["seconds"]:
+        return None
+    expected, took = estimate["seconds"], seconds - estimate["spent_s"]
+    off = took / expected - 1
+    return (
+        f"after the plan {timedelta(seconds=round(took))}, "
+        f"{timedelta(seconds=round(expected))} were estimated ({off:+.0%})"
+    )
 
 
 def _command(argv: Sequence[str]) -> str:
