@@ -135,7 +135,7 @@ def explained(
             else _transfer(num_images, last, effort=preset)
         ),
         **_views(num_images, classes, counts),
-        **(_refined(preset) if preset == "best" else {}),
+        **(_refined(weights) if preset == "best" else {}),
     }
     if preset in PRESETS:
         choices |= _published(preset, num_images, overrides)
@@ -270,13 +270,14 @@ def _views(num_images: int, classes: Sequence[str], counts: Sequence[int]) -> _C
     }
 
 
-def _refined(preset: str) -> _Choices:
+def _refined(weights: str | None) -> _Choices:
     """What is tried beside the training where time is no matter."""
-    tried = f"preset {preset}: tried in the end, and kept if it validates better"
+    tried = "preset best: tried in the end, and kept if it validates better"
+    learned = weights is None  # as the norms are
     return {
-        "progressive": (0.4, f"preset {preset}: the first epochs on smaller images are quicker"),
+        "progressive": (0.4, "preset best: the first epochs on smaller images are quicker"),
         "soup": (3, tried),
-        "recalibrate": (True, tried),
+        "recalibrate": (learned, tried if learned else "the norms are frozen"),
         "larger_test": (True, tried),
     }
 
