@@ -284,6 +284,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan with its reasons, and stop there.")
     ] = False,
+    tracker: Annotated[
+        str,
+        typer.Option(help="Show the training in tensorboard, mlflow, or both, with a comma, too."),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Train a classifier on a folder of images, evaluate it and export it."""
@@ -329,7 +333,9 @@ def train(
         if dry_run:
             planned = preview(**job)
         else:
-            result = fit(name=name, keep_photos=not no_photos, explain=explain, **job)
+            result = fit(
+                name=name, keep_photos=not no_photos, explain=explain, tracker=tracker, **job
+            )
     if not dry_run:
         _show(result, as_json)
     elif as_json:

@@ -48,6 +48,7 @@ from kresnet.train.recipe import Recipe, rerun
 from kresnet.train.run import Run
 from kresnet.train.signals import terminable
 from kresnet.train.stages import Trained, train, training_data
+from kresnet.train.trackers import Trackers, check_trackers
 from kresnet.zoo import Preprocessing, build
 from kresnet.zoo.cards import card_for, split_name
 from kresnet.zoo.download import TAGS, check_license, find_weights
@@ -119,6 +120,7 @@ def fit(
     exports: str | Path = "saved_models",
     keep_photos: bool = True,
     explain: bool = False,
+    tracker: str | Sequence[str] = (),
     console: Console | None = None,
     **settings: Any,
 ) -> Result:
@@ -142,6 +144,7 @@ def fit(
         keep_photos: Store small copies of four validation images in the export, for later checks;
             else drawn ones.
         explain: Report the reason for every setting, too.
+        tracker: "tensorboard", "mlflow", or both, with a comma or as a sequence.
         console: Where to report; None reports to standard error.
         **settings: Fields of `kresnet.Recipe` that are not to be planned, as `epochs=10`;
             `precision` may be "auto".
@@ -157,6 +160,7 @@ def fit(
         ExportError: The export did not agree with the model.
     """
     console = console or Console()
+    trackers = check_trackers(tracker)
     choice = _Choice(data, variant, weights, preset, recipe, settings)
     name = name or name_of(choice.source)
     if name.startswith(".") or Path(name).name != name:
@@ -171,6 +175,7 @@ def fit(
         )
     run = Run.create(Path(out), name, chosen, index)
     run.update(name=name, exports=str(Path(exports).resolve()), keep_photos=keep_photos)
+    run.update(trackers=trackers)
     run.write_json("plan.json", planned.as_dict())
     _tell_data(console, index, f"see {run.path / 'problems.csv'}")
     _tell_plan(console, planned, index.classes)
@@ -592,6 +597,11 @@ def _chosen(choice: _Choice, console: Console) -> tuple[Plan, Index]:
 
 @terminable()
 def _finish(run: Run, console: Console) -> Result:
+    with Trackers(run, console.line) as trackers:
+        return _finished(replace(run, watch=trackers.epochs), console, trackers)
+
+
+def _finished(run: Run, console: Console, trackers: Trackers) -> Result:
     try:
         trained = train(run, console)
         console.line(
@@ -616,6 +626,7 @@ def _finish(run: Run, console: Console) -> Result:
     run.update(status="complete", result=result.as_dict())
     shutil.rmtree(run.states, ignore_errors=True)  # nothing is left to resume
     console.line("report", str(report_run(run.path, console=console)))
+    trackers.finish(trained.model)
     return result
 
 

@@ -22,9 +22,9 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,24 @@ from kresnet.errors import ConfigError, ResourceError
 from kresnet.train.recipe import Recipe
 from kresnet.zoo import Preprocessing
 
+Rows = Sequence[Mapping[str, Any]]
+
+
+def _unwatched(rows: Rows) -> None:
+    """Watch nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run's directory and what is in it."""
+    """A run's directory and what is in it.
+
+    Attributes:
+        path: The directory.
+        watch: Called with all rows of metrics.csv whenever there is a new one.
+    """
 
     path: Path
+    watch: Callable[[Rows], None] = field(default=_unwatched, repr=False, compare=False)
 
     @classmethod
     def create(cls, out: Path, name: str, recipe: Recipe, index: Index) -> Run:
@@ -171,6 +183,7 @@ class Run:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+        self.watch(rows)
 
 
 @contextmanager
