@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,25 +10,7 @@ from typing import Any
 import numpy as np
 
 from kresnet.errors import DataError
-
-_Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
-
-
-def wilson_interval(right: int, n: int, *, z: float = _Z95) -> tuple[float, float]:
-    """Return the interval of a share, after Wilson 1927 (J. Am. Stat. Assoc. 22, 209-212).
-
-    Unlike the textbook interval it stays within 0..1 and is honest for few images and for shares
-    near 1.
-
-    Args:
-        right: Number of successes.
-        n: Number of trials, at least 1.
-        z: Quantile of the normal distribution; without it, the interval holds 95 %.
-    """
-    share, z2 = right / n, z**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+from kresnet.train.judge import wilson_interval as wilson_interval
 
 
 @dataclass(frozen=True, slots=True)

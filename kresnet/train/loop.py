@@ -326,8 +326,8 @@ class _Loop:
         self._epoch, self._done, self._loss_sum = self._epoch + 1, 0, 0.0
         self._console.line(
             f"{self._epoch:3d}/{self._epochs}",
-            f"loss {loss:.3f}  val {score.accuracy:.3f} (loss {score.loss:.3f})"
-            + (f"  average {averaged.accuracy:.3f} (loss {averaged.loss:.3f})" if averaged else "")
+            f"loss {loss:.3f}  val {score}"
+            + (f"  average {averaged}" if averaged else "")
             + f"  lr {rate:.1e}  {images / seconds:.1f} images/s  wait {waited / seconds:.0%}"
             + (f"  best{' (average)' * (kept == 'average')}" if kept else ""),
         )
@@ -362,7 +362,12 @@ class _Loop:
         with self._average.in_place() if average and self._average else nullcontext():
             self._run.save_weights(self._model)
         kind = "average" if average else "weights"
-        self._run.update(kept="fine-tune", kept_weights=kind, validation=asdict(better))
+        self._run.update(
+            kept="fine-tune",
+            kept_weights=kind,
+            kept_epoch=self._epoch + 1,
+            validation=asdict(better),
+        )
         return kind
 
     def _stock(self, score: Score, averaged: Score | None) -> None:

@@ -39,7 +39,7 @@ class Trained:
         preprocessing: What it expects of its input.
         kept: The stage that won: "probe" or "fine-tune".
         validation: The kept model's score on the validation images.
-        probe: The probe's `accuracy`, `loss` and `seconds`; None when training from scratch.
+        probe: The probe's `accuracy`, `loss`, `n` and `seconds`; None when training from scratch.
     """
 
     model: keras.Model
@@ -89,7 +89,7 @@ def train(run: Run, console: Console) -> Trained:
         probe = _probe(run, model, preprocessing, fit_rows, judge, console)
     else:
         probe = None
-    best = Score(probe["accuracy"], probe["loss"]) if probe else None
+    best = Score(probe["accuracy"], probe["loss"], probe.get("n")) if probe else None
     if complete:  # its states are gone, and nothing is left to train
         best = Score(**run.info["validation"])
     elif recipe.epochs:
@@ -217,9 +217,7 @@ def _probe(
     probe = {**asdict(score), "seconds": round(time.monotonic() - started, 2)}
     run.save_weights(model)
     run.update(probe=probe, kept="probe", validation=asdict(score))
-    console.line(
-        "probe", f"val {score.accuracy:.3f} (loss {score.loss:.3f}) in {probe['seconds']:.1f} s"
-    )
+    console.line("probe", f"val {score} in {probe['seconds']:.1f} s")
     return probe
 
 

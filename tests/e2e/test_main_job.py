@@ -233,7 +233,7 @@ def test_pretrained_weights_are_probed_and_their_statistics_never_move(trained, 
     result, _, data = trained
     again = fit(data, tmp_path, weights=str(Run.open(result.run).weights), epochs=2)
     assert again.kept in ("probe", "fine-tune")
-    assert set(again.probe) == {"accuracy", "loss", "seconds"}
+    assert set(again.probe) == {"accuracy", "loss", "n", "seconds"}
     assert again.validation.accuracy >= again.probe["accuracy"]
     before, after = (
         load_file(result.run / "model.weights.safetensors"),
