@@ -972,6 +972,7 @@ def _show(result: Result, as_json: bool, photo: str = "PHOTO.jpg") -> None:
     typer.echo(
         f"next    kresnet predict {home} {photo}\n"
         f"        kresnet evaluate {home} FOLDER\n"
+        f"        kresnet serve {home}\n"
         f"        tensorflow_model_server --rest_api_port=8501 --model_name={home.name} "
         f"--model_base_path={home.resolve()}"
     )

@@ -71,7 +71,7 @@ class Result:
             more than 8-bit RGB, which cannot be exported.
         validation: Evaluation on the images that the kept stage was chosen by.
         test: Evaluation on images that nothing was chosen by; None if there are none.
-        probe: The probe's `accuracy`, `loss` and `seconds`; None when training from scratch.
+        probe: The probe's `accuracy`, `loss`, `n` and `seconds`; None when training from scratch.
         kept: "probe" or "fine-tune", whichever validated better.
         seconds: How long the job took.
     """
@@ -604,10 +604,7 @@ def _finish(run: Run, console: Console) -> Result:
 def _finished(run: Run, console: Console, trackers: Trackers) -> Result:
     try:
         trained = train(run, console)
-        console.line(
-            "kept",
-            f"the {trained.kept}, which validates better" if trained.probe else "the best epoch",
-        )
+        console.line("best", _best(run, trained))
         scored = score(run, trained.model, tell=console.line, status=console.status)
         if channels(run.index.rows) is None:
             exported = _export(run, trained, console, Path(run.info["exports"]))
@@ -628,6 +625,23 @@ def _finished(run: Run, console: Console, trackers: Trackers) -> Result:
     console.line("report", str(report_run(run.path, console=console)))
     trackers.finish(trained.model)
     return result
+
+
+def _best(run: Run, trained: Trained) -> str:
+    """Say which weights are kept, and how they validate."""
+    said = f"val {trained.validation}"
+    if trained.kept == "probe":
+        better = ", which no epoch beats" if run.recipe.epochs else ""
+        return f"the probe{better}: {said}"
+    info = run.info
+    average = {"weights": "", "average": " (average)"}.get(info.get("kept_weights", ""))
+    where = (
+        trained.kept
+        if average is None or "kept_epoch" not in info
+        else f"epoch {info['kept_epoch']}{average}"
+    )
+    probe = f"; the probe {trained.probe['accuracy']:.3f}" if trained.probe else ""
+    return f"{where}: {said}{probe}"
 
 
 def _export(run: Run, trained: Trained, console: Console, exports: Path) -> Path:
