@@ -357,8 +357,7 @@ class MLflow:
             self._client.update_run(self._id, status="RUNNING")
         else:
             self._id = self._created(run)
-            secret = urlsplit(address).password is not None
-            run.update(mlflow={"run": self._id} | ({} if secret else {"uri": address}))
+            run.update(mlflow={"run": self._id} | _to_keep(address))
         self._known: dict[str, dict[int, float]] = {}
         say("tracker", f"mlflow run {self._id}")
 
@@ -418,6 +417,11 @@ class MLflow:
         params = [Param(field, str(value)) for field, value in fields if value is not None]
         self._client.log_batch(created.info.run_id, params=params)
         return str(created.info.run_id)
+
+
+def _to_keep(address: str) -> dict[str, str]:
+    """Return what a run may know of an address: nothing where there is a password in it."""
+    return {} if urlsplit(address).password else {"uri": address}
 
 
 _TRACKERS: Final[dict[str, Callable[[Run, Callable[[str, str], None]], Tracker]]] = {
