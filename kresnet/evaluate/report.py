@@ -38,7 +38,23 @@ _OF_A_PAIR: Final = 3
 _MATRIX: Final = 24  # classes; more are shown as a picture
 _PROBLEMS: Final = 200  # files listed
 _SURE: Final = 0.9  # a score from which on a mistake is worth a look at its label
+_SUSPECTS: Final = 3  # files of a batch whose loss was not finite
 _FEW: Final = 20  # training images of a class
+
+_CURVES: Final[Sequence[tuple[str, Mapping[str, str], Callable[[float], str]]]] = (
+    (
+        "Loss",
+        {"training": "loss", "validation": "val_loss", "average": "average_val_loss"},
+        lambda v: f"{v:.3g}",
+    ),
+    (
+        "Validation accuracy",
+        {"weights": "val_accuracy", "their average": "average_val_accuracy"},
+        lambda v: f"{v:.1%}",
+    ),
+    ("Learning rate", {"head": "lr"}, lambda v: f"{v:.2g}".replace("e-0", "e-")),
+)
+"""Charts: caption, columns of metrics.csv by the name of the line, and how a value is written."""
 
 Heatmaps = Callable[[Sequence[bytes], Sequence[str]], list[np.ndarray | None]]
 """From images and a class for each to the evidence `(g, g)` in 0..1, None for a broken image."""
@@ -119,6 +135,7 @@ def _content(run: Run, published: Published | None) -> dict[str, Any]:
     mistakes = sorted((one for one in held_out if not one.is_right), key=lambda one: -one.score)
     pairs = Counter((one.label, one.predicted) for one in mistakes).most_common(_PAIRS)
     look = _Gallery(run, index, published)
+    epochs = _epochs(run)
     seconds = info.get("result", {}).get("seconds")
     plan = _read(run, "plan.json") if (run.path / "plan.json").exists() else {}
     return {
@@ -136,9 +153,11 @@ def _content(run: Run, published: Published | None) -> dict[str, Any]:
         "recipe": recipe.model_dump(),
         "reasons": plan.get("reasons", {}),
         "expected": None if info.get("resumed") else _expected(plan.get("estimate"), seconds),
-        "curves": _curves(run),
+        "epochs": epochs,
+        "curves": _curves(epochs),
+        "troubles": [_trouble(one) for one in info.get("troubles", [])],
         "probe": info.get("probe"),
-        "kept": info.get("kept", ""),
+        "kept": _kept(info),
         "scores": scores,
         "calibrated": scores["splits"][split],
         "reliability": {
@@ -302,6 +321,26 @@ def _expected(estimate: Mapping[str, Any] | None, seconds: float | None) -> str 
     )
 
 
+def _kept(info: Mapping[str, Any]) -> str:
+    """Return what the model's weights are."""
+    if info.get("kept") == "probe":
+        return "the probe"
+    average = {"weights": "", "average": "the average of the weights after "}
+    if "kept_epoch" not in info or info.get("kept_weights") not in average:
+        return str(info.get("kept", ""))
+    return f"{average[info['kept_weights']]}epoch {info['kept_epoch']}"
+
+
+def _trouble(one: Mapping[str, Any]) -> str:
+    """Return a trouble of the training, and what came of it, in words."""
+    if one["kind"] == "out of memory":
+        return "Out of memory: from then on each batch was computed in twice as many parts."
+    files = list(one.get("files", ()))[:_SUSPECTS]
+    named = f" The batch held {', '.join(files)} and others; run.json has all." if files else ""
+    what = str(one.get("what", "a loss that was not finite"))
+    return f"{what[:1].upper()}{what[1:]}: from then on at a third of the learning rate.{named}"
+
+
 def _command(argv: Sequence[str]) -> str:
     """Return the command as it was typed, or could have been."""
     if not argv:
@@ -356,23 +395,23 @@ def _per_class(final: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _curves(run: Run) -> list[tuple[str, list[str], Markup]]:
-    """Return charts of metrics.csv: caption, names of the lines, drawing."""
+def _epochs(run: Run) -> list[dict[str, str]]:
+    """Return the rows of metrics.csv."""
     path = run.path / "metrics.csv"
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def _curves(epochs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str], Markup]]:
+    """Return charts of the epochs: caption, names of the lines, drawing."""
     charts = []
-    for caption, names, form in (
-        ("Loss", ("loss", "val_loss"), lambda v: f"{v:.3g}"),
-        ("Validation accuracy", ("val_accuracy",), lambda v: f"{v:.1%}"),
-        ("Learning rate", ("lr",), lambda v: f"{v:.2g}"),
-    ):
+    for caption, columns, form in _CURVES:
         series = [
-            (name, [_number(line.get(name)) for line in lines])
-            for name in names
-            if lines and name in lines[0]
+            (name, [_number(row.get(column)) for row in epochs])
+            for name, column in columns.items()
+            if epochs and column in epochs[0]
         ]
         drawn = line_chart(f"{caption} by epoch", series, form=form) if series else Markup()
         if drawn:
