@@ -34,6 +34,7 @@ from kresnet.data.sheet import batches_sheet
 from kresnet.errors import ConfigError, DataError, Interrupted, ResourceError
 from kresnet.train.run import Run
 from kresnet.train.stages import training_data
+from kresnet.zoo import Preprocessing
 
 _SHOWN: Final = 16  # images of the first batch
 _NO_STEP: Final = 0  # of what is known once
@@ -95,12 +96,14 @@ class Trackers:
     def __init__(self, run: Run, say: Callable[[str, str], None]) -> None:
         self._run, self._say = run, say
         self._open: dict[str, Tracker] = {}
-        self._shown = False
-        for name in check_trackers(run.info.get("trackers", ())):
+        for name in run.info.get("trackers", ()):
             with self._guarded(name):
+                check_trackers([name])  # a run may be resumed where there is no such package
                 self._open[name] = _TRACKERS[name](run, say)
 
     def __enter__(self) -> Trackers:
+        if not (self._run.path / "metrics.csv").exists():
+            self._show("first batch", self._sheet())
         return self
 
     def __exit__(
@@ -121,9 +124,6 @@ class Trackers:
             with self._guarded(name):
                 for row in rows:
                     _tell(tracker, int(row["epoch"]), _numbers(row))
-        if not self._shown:
-            self._shown = True
-            self._show("first batch", self._sheet())
 
     def finish(self, model: keras.Model) -> None:
         """Tell the result of a finished run."""
@@ -144,17 +144,18 @@ class Trackers:
 
     def _sheet(self) -> Image.Image | None:
         """Draw what the training sees first; None for arrays and for images that have gone."""
-        run, index = self._run, self._run.index
+        recipe, index = self._run.recipe, self._run.index
         if not self._open or channels(index.rows) is not None:
             return None
+        preprocessing = Preprocessing(image_size=recipe.image_size)  # it is undone for the eye
         data = training_data(
-            run.recipe.model_copy(update={"cache": "none"}),  # the training's own is in use
+            recipe.model_copy(update={"cache": "none"}),
             index.select("train"),
-            run.preprocessing,
+            preprocessing,
             num_classes=len(index.classes),
         )
         try:
-            return batches_sheet(data, index.classes, run.preprocessing, images=_SHOWN)
+            return batches_sheet(data, index.classes, preprocessing, images=_SHOWN)
         except (DataError, tf.errors.OpError):  # the training itself will say so
             return None
 

@@ -50,7 +50,7 @@ def dense(optimizer=None, *, dropout=0.0):
     layers = [keras.Input((4,)), keras.layers.Dense(8), keras.layers.BatchNormalization()]
     layers += [keras.layers.Dropout(dropout)] if dropout else []
     model = keras.Sequential([*layers, keras.layers.Dense(2, name="head")])
-    model.compile(optimizer or keras.optimizers.Adam(0.05), "mse")
+    model.compile(optimizer or keras.optimizers.Adam(0.05), "mse", jit_compile=False)
     return model
 
 
@@ -73,6 +73,11 @@ def weights(model):
 
 def same(first, second):
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def near(first, second):
+    """Keras swaps by sums and differences, which costs the last bits."""
+    return all(np.allclose(a, b, atol=1e-5) for a, b in zip(first, second, strict=True))
 
 
 class CrashAt(keras.callbacks.Callback):
@@ -195,12 +200,12 @@ def moved_by_the_guide_of_keras():
     outside = keras.Input((4,))
     model = keras.Model(outside, keras.layers.Dense(2)(base(outside, training=False)))
     base.trainable = False
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     fit(model)
     mean = base.get_layer("norm").moving_mean
     assert not mean.numpy().any()  # as long as the base is frozen
     base.trainable = True
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     fit(model)
     return float(np.abs(mean.numpy()).max())
 
@@ -312,7 +317,7 @@ def rate_after_promotion(folder):
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0, 20, warmup_target=0.1, warmup_steps=6
         )
-        return dense(keras.optimizers.SGD(schedule))
+        return dense(keras.optimizers.SGD(schedule, momentum=0.9))
 
     model = built()
     fit(model, 2)
@@ -351,7 +356,8 @@ def ends_on_the_average():
     model = dense(averaged())
     fit(model, 5, [keep, keras.callbacks.SwapEMAWeights(swap_on_epoch=True)])
     assert len(raw) == 6
-    return not same(weights(model), raw[-1])
+    assert not near(raw[0], raw[-1])  # nor, then, is the average near the last
+    return not near(weights(model), raw[-1])
 
 
 def test_s5_an_early_stop_ends_on_the_average(stopped_early):
@@ -372,12 +378,14 @@ def saved_while_averaging(folder):
     raw = []
     keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: raw.append(weights(model)))
     model = dense(averaged())
-    fit(model, 2, [keep, keras.callbacks.ModelCheckpoint(folder / "best.weights.h5", verbose=0)])
+    path = folder / "best.weights.h5"
+    fit(model, 2, [keep, keras.callbacks.ModelCheckpoint(path, save_weights_only=True)])
     means = model.layers[1].moving_mean.numpy()
     saved = dense(averaged())
     saved.optimizer.build(saved.trainable_variables)
-    saved.load_weights(folder / "best.weights.h5")
-    return not same(weights(saved), raw[-1]), not np.array_equal(saved.layers[1].moving_mean, means)
+    saved.load_weights(path)
+    found = saved.layers[1].moving_mean.numpy()
+    return not same(weights(saved), raw[-1]), not np.array_equal(found, means)
 
 
 def test_s6_what_is_judged_and_saved_is_the_average_with_its_statistics(tmp_path, stopped_early):
@@ -428,7 +436,7 @@ def weights_of_mixed_images():
             keras.utils.set_random_seed(0)
             model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
             loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-            model.compile(keras.optimizers.SGD(0.0), loss)
+            model.compile(keras.optimizers.SGD(0.0), loss, jit_compile=False)
             x = np.array([[0.3, -1.2, 0.8]])
             losses.append(model.train_on_batch(x, MIXED[k : k + 1], class_weight=per_class))
         found.append(float(losses[1] / losses[0]))
