@@ -46,7 +46,8 @@ def run(tmp_path_factory):
     )  # fmt: skip
     run = Run.create(home / "runs", "colours & <b>more", recipe, index)
     run.save_preprocessing(PREPROCESSING)
-    rows = [{"epoch": k, "loss": 1 / k, "val_loss": 1.2 / k, "val_accuracy": k / 4, "lr": 1e-3}
+    rows = [{"epoch": k, "loss": 1 / k, "val_loss": 1.2 / k, "val_accuracy": k / 4, "lr": 1e-3,
+             "average_val_loss": 1.3 / k, "average_val_accuracy": k / 5}
             for k in (1, 2, 3)]  # fmt: skip
     run.write_metrics(rows)
     results = score(run, colours_model(index.classes))
@@ -56,6 +57,9 @@ def run(tmp_path_factory):
     brief = {"accuracy": results["test"].accuracy, "n": results["test"].n}
     result = {"export": "saved_models/x/1", "seconds": 61.2, "test": brief}
     run.update(status="complete", exports=str(exports), kept="fine-tune", result=result)
+    what = {"what": "loss nan in epoch 2, step 5", "files": [f"{HOSTILE}/3.png"]}
+    troubles = [{"kind": "not finite", **what}, {"kind": "out of memory"}]
+    run.update(kept_epoch=3, kept_weights="average", troubles=troubles)
     assert report_run(run.path, console=Console(quiet=True)) == run.path / "report.html"
     return run
 
@@ -123,6 +127,41 @@ def test_its_numbers_are_those_of_the_run(report, run):
     scores = json.loads((run.path / "calibration.json").read_text())
     value = f"{scores['temperature']['value']:.3f}"
     expect(report.locator("#scores")).to_contain_text(f"a temperature of {value}")
+
+
+def test_the_training_is_told_with_its_troubles(report):
+    training = report.locator("#training")
+    expect(training).to_contain_text("Kept: the average of the weights after epoch 3,")
+    expect(training).to_contain_text(
+        f"Loss nan in epoch 2, step 5: from then on at a third of the learning rate. The batch "
+        f"held {HOSTILE}/3.png and others"
+    )
+    expect(training).to_contain_text("Out of memory: from then on each batch was computed in")
+    loss, accuracy, rate = (training.locator("figure").nth(k) for k in range(3))
+    assert loss.locator(".key").all_inner_texts() == ["training", "validation", "average"]
+    assert accuracy.locator(".key").all_inner_texts() == ["weights", "their average"]
+    assert [chart.locator("polyline").count() for chart in (loss, accuracy, rate)] == [3, 2, 1]
+    assert accuracy.locator("title").last.text_content() == "their average, epoch 3: 60.0%"
+    training.get_by_text("Every epoch").click()
+    cells = training.get_by_role("region", name="Epochs").locator("tbody tr").last
+    assert cells.inner_text().split() == [
+        "3",
+        *map(str, (1 / 3, 1.2 / 3, 3 / 4, 1e-3, 1.3 / 3, 0.6)),
+    ]
+
+
+def test_charts_can_be_read_on_a_phone(report):
+    report.set_viewport_size({"width": 360, "height": 800})
+    for text in report.locator("svg text").all()[:40]:
+        assert text.bounding_box()["height"] >= 10, text.text_content()
+    edges = report.evaluate(
+        """() => [...document.querySelectorAll("svg text")].map(e => {
+            const own = e.getBoundingClientRect();
+            const all = e.closest("svg").getBoundingClientRect();
+            return Math.min(own.left - all.left, all.right - own.right);
+        })"""
+    )
+    assert min(edges) >= -1  # nothing is cut off
 
 
 def test_a_mistake_is_shown_with_what_speaks_for_it(report):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import stripes
 
+import kresnet
 from kresnet.console import Console
 from kresnet.data.prepare import prepare
 from kresnet.errors import ConfigError, Interrupted, ResourceError
@@ -347,3 +348,27 @@ def test_the_command_refuses_a_wrong_name_in_one_line(monkeypatch, capsys, tmp_p
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "A tracker must be one of tensorboard, mlflow. Received: tracker='wandb'." in error
+
+
+@pytest.mark.slow  # it exports, and checks the export in fresh processes
+def test_the_whole_job_is_shown(striped, tmp_path, shown):
+    options = {
+        "variant": "resnet8_cifar",
+        "weights": None,
+        "out": tmp_path / "runs",
+        "exports": tmp_path / "saved_models",
+        "epochs": 2,
+        "precision": "float32",
+    }
+    console = Stopping("epoch 2/2  step 1/")
+    with pytest.raises(Interrupted):
+        kresnet.fit(striped, tracker="tensorboard", console=console, **options)
+    result = kresnet.resume(tmp_path / "runs" / "striped", console=Stopping())
+    run = Run.open(result.run)
+    assert run.info["trackers"] == ["tensorboard"]
+    values, pictures, graph = shown(run)
+    assert [step for step, _ in values["loss/training"]] == [1, 2]
+    accuracy = pytest.approx(result.validation.accuracy)
+    assert values["more/final_val_accuracy"] == [(0, accuracy)]
+    assert pictures == {"first batch": 1, "confusion": 1}
+    assert graph.node
