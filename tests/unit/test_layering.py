@@ -22,9 +22,13 @@ ALLOWED = {
     "workflow": {
         "errors", "console", "zoo", "data", "train", "evaluate", "export", "serve", "kresnet",
     },
-    "bench": {"errors", "console", "zoo", "data", "export", "serve", "workflow", "kresnet"},
+    "bench": {
+        "errors", "console", "zoo", "data", "train", "evaluate", "export", "serve", "workflow",
+        "kresnet",
+    },
     "cli": {
-        "errors", "console", "zoo", "data", "evaluate", "export", "serve", "workflow", "kresnet",
+        "errors", "console", "zoo", "data", "evaluate", "export", "serve", "workflow", "bench",
+        "kresnet",
     },
     "__init__": {"errors", "zoo", "train", "workflow"},
     "__main__": {"cli"},
