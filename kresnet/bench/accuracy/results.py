@@ -170,7 +170,7 @@ def table(found: Iterable[dict[str, Any]]) -> str:
         above = one["above_guide"]
         rows.append(
             f"| {one['data']} | {one['method']} "
-            f"| {one['accuracy']:.1%} ({100 * one['least']:.1f}-{100 * one['most']:.1f}) "
+            f"| {100 * one['accuracy']:.1f} % ({100 * one['least']:.1f}-{100 * one['most']:.1f}) "
             f"| {100 * low:.1f}-{100 * high:.1f} (n={one['n']}) | {_points(above)} "
             f"| {one['ece']:.3f} | {one['seconds']:.0f} "
             f"| {'-' if one['images_per_s'] is None else format(one['images_per_s'], '.0f')} "
