@@ -84,7 +84,7 @@ def contend(task: Task) -> Answer:
         splitter=lambda m: [params(m[0][:6]), params(m[0][6:]), params(m[1:])],
         cbs=[_InPrecision(task), _NoValidation()],
     )
-    images, labels = data.train.one_batch()
+    images, labels = (one.as_subclass(torch.Tensor) for one in data.train.one_batch())
 
     def step() -> None:
         with computing(task):

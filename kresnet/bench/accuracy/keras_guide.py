@@ -49,8 +49,7 @@ def contend(task: Task) -> Answer:
     difference = checking.check(
         task.start, base.predict_on_batch(checking.images_to_check(task.start))
     )
-    if task.precision == "bfloat16":
-        base = _in_bfloat16(base)
+    base = _as_applications(base, task.precision)
     train, test = _stream(task, task.train, learn=True), _stream(task, task.test)
 
     mean, std = checking.normalization(task.start)
@@ -94,12 +93,19 @@ def _fit(
     return until
 
 
-def _in_bfloat16(base: keras.Model) -> keras.Model:
-    """Return the same model, computing in bfloat16 with variables in float32."""
+def _as_applications(base: keras.Model, precision: str) -> keras.Model:
+    """Return the same network with the momentum of keras.applications, in a precision.
+
+    Variables, pooling and the statistics of norms are float32 in any case.
+    """
+
+    float32 = (keras.layers.InputLayer, keras.layers.GlobalAveragePooling2D)
 
     def clone(layer: keras.Layer) -> keras.Layer:
         config = layer.get_config()
-        if not isinstance(layer, keras.layers.InputLayer):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            config["momentum"] = 0.99
+        if precision == "bfloat16" and not isinstance(layer, float32):
             config["dtype"] = "mixed_bfloat16"
         return layer.__class__.from_config(config)
 
