@@ -98,7 +98,6 @@ def _as_applications(base: keras.Model, precision: str) -> keras.Model:
 
     Variables, pooling and the statistics of norms are float32 in any case.
     """
-
     float32 = (keras.layers.InputLayer, keras.layers.GlobalAveragePooling2D)
 
     def clone(layer: keras.Layer) -> keras.Layer:
