@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -42,7 +43,8 @@ def contend(task: Task) -> None:
         give_statistics(model, batches(task.train, preprocessing))
     folder = Path(task.start)
     to_keras(model).save(folder / KERAS)
-    np.savez(folder / TORCH, **to_torch(model))
+    arrays: dict[str, Any] = to_torch(model)
+    np.savez(folder / TORCH, **arrays)
     np.savez(
         folder / CHECK,
         images=some,
