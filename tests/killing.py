@@ -27,7 +27,7 @@ from kresnet.console import Console
 from kresnet.data.demo import write_digits
 from kresnet.data.prepare import prepare
 from kresnet.train import loop, state
-from kresnet.train.recipe import plan
+from kresnet.train.plan import plan
 from kresnet.train.run import Run
 from kresnet.train.stages import train
 from kresnet.zoo import build

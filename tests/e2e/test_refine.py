@@ -15,7 +15,7 @@ from kresnet.export.contract import Contract
 from kresnet.train import loop, refine, stages, state
 from kresnet.train.average import moving_variables
 from kresnet.train.judge import Judge, Score
-from kresnet.train.recipe import plan
+from kresnet.train.plan import plan
 from kresnet.train.run import Run
 from kresnet.train.soup import from_meta, read
 from kresnet.train.stages import train

@@ -20,7 +20,7 @@ from kresnet.errors import Interrupted, ResourceError
 from kresnet.train import stages
 from kresnet.train.judge import Score
 from kresnet.train.optimizer import optimizer_for
-from kresnet.train.recipe import plan
+from kresnet.train.plan import plan
 from kresnet.train.run import Run
 from kresnet.train.schedule import rate_at
 from kresnet.train.state import load_state, restore, save_state

@@ -58,7 +58,7 @@ def test_the_numbers_are_those_of_the_papers():
 @pytest.mark.parametrize(("images", "steps"), [(400, 500), (30_000, 10_000), (600_000, 20_000)])
 def test_the_hyperrule_follows_the_number_of_images(images, steps):
     made = planned("bit-hyperrule", num_images=images, weights="imagenet")
-    assert 0 <= made.epochs * images / 512 - steps < images / 512  # epochs are whole
+    assert abs(made.epochs * images / 512 - steps) <= images / 512 / 2  # epochs are whole
     assert (made.mixup > 0) == (images >= 20_000)
 
 
