@@ -360,7 +360,8 @@ class MLflow:
             self._id = self._created(run)
             run.update(mlflow={"run": self._id} | _to_keep(address))
         self._known: dict[str, dict[int, float]] = {}
-        say("tracker", f"mlflow run {self._id}")
+        where = _to_keep(address).get("uri")
+        say("tracker", f"mlflow run {self._id}" + (f" at {where}" if where else ""))
 
     def told(self, name: str) -> Mapping[int, float]:
         """Return the last value that the store knows of a number at each step."""
