@@ -137,7 +137,7 @@ Tta = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the runs.")]
 Set = Annotated[
-    Sequence[str],
+    list[str] | None,
     typer.Option(
         "--set",
         metavar="FIELD=VALUE",
@@ -282,7 +282,7 @@ def train(
         typer.Option(help="Share of the answers given that shall be right, as 0.95; else abstain."),
     ] = None,
     no_photos: NoPhotos = False,
-    set_: Set = (),
+    set_: Set = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say why every setting is as it is.")
     ] = False,
@@ -333,7 +333,7 @@ def train(
             "exports": exports,
             "console": console,
             **{field: value for field, value in settings.items() if value is not None},
-            **_fields(set_),
+            **_fields(set_ or []),
         }
         if dry_run:
             planned = preview(**job)
@@ -367,14 +367,14 @@ def lr_find(
     preset: Annotated[
         str, typer.Option(help="As in `train`: fast, default, best, or a published recipe.")
     ] = "default",
-    set_: Set = (),
+    set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Find a learning rate: up to 100 steps at growing rates, a plot, and what they suggest."""
     with _reporting() as console:
         from kresnet.workflow import find_rate
 
-        job = {"variant": variant, "weights": weights, "preset": preset, **_fields(set_)}
+        job = {"variant": variant, "weights": weights, "preset": preset, **_fields(set_ or [])}
         found = find_rate(**{"data": data} | job, out=picture, console=console)
     if as_json:
         _print_json(found.as_dict() | {"picture": str(picture)})

@@ -38,6 +38,7 @@ _SMOOTHING: Final = 0.98  # share of the running mean that stays, as fastai's
 _DIVERGED: Final = 4.0  # smoothed loss by the lowest so far, at which it ends, as fastai's
 _FIRST: Final = 10  # share of the steps, one in so many, in which the running mean is of few losses
 _LAST: Final = 5  # steps before the end, which are already diverging
+_FALL: Final = 0.02  # share of the loss; what falls by less is noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +61,17 @@ class RateTest:
     def valley(self) -> float | None:
         """The rate two thirds down the longest fall of the loss; None where it does not fall."""
         rates, losses = self._useful()
-        return None if (place := longest_valley(losses)) is None else rates[place]
+        if not _falls(losses) or (place := longest_valley(losses)) is None:
+            return None
+        return rates[place]
 
     @property
     def steep(self) -> float | None:
         """The rate at which the loss falls fastest, over its logarithm; None where it does not."""
         rates, losses = self._useful()
-        if len(losses) < 2:
+        if not _falls(losses):
             return None
-        slopes = np.diff(losses) / np.diff(np.log(rates))
-        return rates[int(slopes.argmin())] if slopes.min() < 0 else None
+        return rates[int((np.diff(losses) / np.diff(np.log(rates))).argmin())]
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON types."""
@@ -189,6 +191,10 @@ def longest_valley(losses: Sequence[float]) -> int | None:
     return start + int(third) + int(third / 2)
 
 
+def _falls(losses: Sequence[float]) -> bool:
+    return len(losses) > 1 and min(losses) < (1.0 - _FALL) * losses[0]
+
+
 class _Smoothed:
     """A running mean of losses without the pull of its start, and its lowest value."""
 
@@ -206,7 +212,8 @@ class _Smoothed:
         self._sum = _SMOOTHING * self._sum + (1.0 - _SMOOTHING) * loss
         self.rates.append(rate)
         self.values.append(self._sum / (1.0 - _SMOOTHING ** len(self.rates)))
-        self.diverged = self.values[-1] > _DIVERGED * min(self.values)
+        settled = self.values[STEPS // _FIRST :]  # the mean of a few losses may be low by chance
+        self.diverged = bool(settled) and settled[-1] > _DIVERGED * min(settled)
         return not self.diverged
 
 

@@ -111,6 +111,19 @@ def test_the_run_holds_what_it_promises(trained):
     assert Path(run.recipe.data) == data
 
 
+def test_the_plan_is_kept_with_its_reasons_and_its_time_and_the_report_shows_both(trained):
+    result, _, _ = trained
+    plan = json.loads((result.run / "plan.json").read_text())
+    assert plan["recipe"] == Run.open(result.run).recipe.model_dump(mode="json")
+    assert plan["reasons"]["epochs"] == "yours"
+    assert "'left blue'" in plan["reasons"]["flip"]
+    assert plan["estimate"]["seconds"] > 0
+    assert plan["disk"]["run"] > (result.run / "model.weights.safetensors").stat().st_size
+    page = (result.run / "report.html").read_text()
+    assert "the names of classes tell directions" in page
+    assert "were estimated (" in page
+
+
 def test_scores_are_calibrated_on_validation_images_and_kept(trained):
     result, _, _ = trained
     run = Run.open(result.run)

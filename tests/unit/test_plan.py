@@ -163,7 +163,7 @@ def test_every_field_can_be_set(command, striped, monkeypatch):
     ("text", "message"),
     [
         ("epoch=3", r"no such field. Received: 'epoch'. Did you mean 'epochs'?"),
-        ("optimizer=adamv", r"Received: optimizer='adamv'. Did you mean 'adamw'?"),
+        ("optimizer=adam-w", r"Received: optimizer='adam-w'. Did you mean 'adamw'?"),
         ("lr", r"`--set` takes a field of recipe.yaml and its value. Received: 'lr'."),
         ("lr=[", r"`--set` takes a field of recipe.yaml and its value. Received: 'lr=['."),
     ],
@@ -178,7 +178,7 @@ def test_what_cannot_be_set_is_named(command, striped, text, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("optimizer: adamv", r"optimizer='adamv'\. Did you mean 'adamw'\?"),
+        ("optimizer: adam-w", r"optimizer='adam-w'\. Did you mean 'adamw'\?"),
         ("schedule: Cosin", r"schedule='Cosin'\. Did you mean 'cosine'\?"),
         ("balance: 7", r"'none', 'sqrt' or 'full'\. Received: balance=7\.$"),
         ("learning_rate: 3", r"no such field. Received: 'learning_rate'"),
