@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ OURS: Final = {
 PEERS: Final = {
     "keras": Contender(GUIDE, "keras_guide", _KERAS),
     "fastai": Contender("fastai fine_tune", "fastai_way", ("fastai", "torch", "torchvision")),
-    "timm": Contender("timm train.py's flags", "timm_way", ("timm", "torch")),
+    "timm": Contender("timm train.py", "timm_way", ("timm", "torch")),
 }
 
 
@@ -123,7 +124,7 @@ def compare(
                     seed=seed,
                     budget_s=budget_s,
                     started=0.0,
-                    folder=str(work / f"{name}-{seed}-{contender.method.replace(' ', '-')}"),
+                    folder=str(work / f"{name}-{seed}-{re.sub(r'[^a-z]+', '-', contender.method)}"),
                     variant=variant,
                     weights=str(weights.resolve()),
                     start=str(work / f"{name}-{seed}-start"),

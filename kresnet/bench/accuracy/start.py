@@ -84,7 +84,7 @@ def give_statistics(model: keras.Model, batches: Iterable[np.ndarray]) -> None:
     layers = [layer for layer in model.layers if isinstance(layer, ConvNorm)]
     outputs = keras.Model(model.inputs, [layer.output for layer in layers])
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def moments(images: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
         return [
             (tf.reduce_mean(y, (0, 1, 2)), tf.reduce_mean(tf.square(y), (0, 1, 2)))
