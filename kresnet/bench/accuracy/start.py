@@ -9,6 +9,7 @@ it was.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def contend(task: Task) -> None:
         weights=task.weights,
         dtype="float32",
     )
-    preprocessing: Preprocessing = model.preprocessing
+    preprocessing: Preprocessing = replace(model.preprocessing, image_size=task.image_size)
     some = np.concatenate([*batches(task.train[:_CHECKED], preprocessing)])
     features = model.predict_on_batch(some)
     if is_folded(model):
