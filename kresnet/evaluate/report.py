@@ -156,6 +156,7 @@ def _content(run: Run, published: Published | None) -> dict[str, Any]:
         "epochs": epochs,
         "curves": _curves(epochs),
         "troubles": [_trouble(one) for one in info.get("troubles", [])],
+        "refined": _refined(info.get("refined", {})),
         "probe": info.get("probe"),
         "kept": _kept(info),
         "scores": scores,
@@ -326,9 +327,33 @@ def _kept(info: Mapping[str, Any]) -> str:
     if info.get("kept") == "probe":
         return "the probe"
     average = {"weights": "", "average": "the average of the weights after "}
+    if info.get("kept_weights") == "soup":
+        return "a mean of the weights of several epochs"
     if "kept_epoch" not in info or info.get("kept_weights") not in average:
         return str(info.get("kept", ""))
     return f"{average[info['kept_weights']]}epoch {info['kept_epoch']}"
+
+
+def _refined(found: Mapping[str, Any]) -> list[str]:
+    """Return what was tried after the last epoch, and what it brought, in words."""
+    said = []
+    if soup := found.get("soup"):
+        what = f"A mean of {', '.join(soup['of'])}" if len(soup["of"]) > 1 else "No mean of weights"
+        better = "is better" if len(soup["of"]) < 2 else _verdict_on(soup)
+        said.append(f"{what} {better}.")
+    if norms := found.get("statistics"):
+        said.append(
+            f"With statistics of the norms from {norms['images']} images it {_verdict_on(norms)}."
+        )
+    if size := found.get("size"):
+        tried = ", ".join(f"{px} px {one['accuracy']:.1%}" for px, one in size["tried"].items())
+        said.append(f"Validated on larger images: {tried}; {size['image_size']} px is kept.")
+    return said
+
+
+def _verdict_on(tried: Mapping[str, Any]) -> str:
+    verdict = "and is kept" if tried["kept"] else "which is not better"
+    return f"validates at {tried['validation']['accuracy']:.1%}, {verdict}"
 
 
 def _trouble(one: Mapping[str, Any]) -> str:

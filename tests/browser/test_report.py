@@ -59,7 +59,13 @@ def run(tmp_path_factory):
     run.update(status="complete", exports=str(exports), kept="fine-tune", result=result)
     what = {"what": "loss nan in epoch 2, step 5", "files": [f"{HOSTILE}/3.png"]}
     troubles = [{"kind": "not finite", **what}, {"kind": "out of memory"}]
-    run.update(kept_epoch=3, kept_weights="average", troubles=troubles)
+    tried = {"validation": {"accuracy": 0.625}}
+    refined = {
+        "soup": {"of": ["epoch 2", "epoch 3 (average)"], "kept": False, **tried},
+        "statistics": {"images": 8, "kept": True, **tried},
+        "size": {"image_size": 64, "tried": {"73": {"accuracy": 0.5}}, "kept": False},
+    }
+    run.update(kept_epoch=3, kept_weights="average", troubles=troubles, refined=refined)
     assert report_run(run.path, console=Console(quiet=True)) == run.path / "report.html"
     return run
 
@@ -136,6 +142,12 @@ def test_the_training_is_told_with_its_troubles(report):
         f"Loss nan in epoch 2, step 5: from then on at a third of the learning rate. The batch "
         f"held {HOSTILE}/3.png and others"
     )
+    for text in (
+        "A mean of epoch 2, epoch 3 (average) validates at 62.5%, which is not better.",
+        "With statistics of the norms from 8 images it validates at 62.5%, and is kept.",
+        "Validated on larger images: 73 px 50.0%; 64 px is kept.",
+    ):
+        expect(training).to_contain_text(text)
     expect(training).to_contain_text("Out of memory: from then on each batch was computed in")
     loss, accuracy, rate = (training.locator("figure").nth(k) for k in range(3))
     assert loss.locator(".key").all_inner_texts() == ["training", "validation", "average"]
