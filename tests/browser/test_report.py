@@ -61,7 +61,7 @@ def run(tmp_path_factory):
     troubles = [{"kind": "not finite", **what}, {"kind": "out of memory"}]
     tried = {"validation": {"accuracy": 0.625}}
     refined = {
-        "soup": {"of": ["epoch 2", "epoch 3 (average)"], "kept": False, **tried},
+        "soup": {"of": ["epoch 2", "average of epoch 3"], "kept": False, **tried},
         "statistics": {"images": 8, "kept": True, **tried},
         "size": {"image_size": 64, "tried": {"73": {"accuracy": 0.5}}, "kept": False},
     }
@@ -143,7 +143,7 @@ def test_the_training_is_told_with_its_troubles(report):
         f"held {HOSTILE}/3.png and others"
     )
     for text in (
-        "A mean of epoch 2, epoch 3 (average) validates at 62.5%, which is not better.",
+        "A mean of epoch 2, average of epoch 3 validates at 62.5%, which is not better.",
         "With statistics of the norms from 8 images it validates at 62.5%, and is kept.",
         "Validated on larger images: 73 px 50.0%; 64 px is kept.",
     ):
