@@ -116,7 +116,7 @@ def test_a_soup_is_kept_only_where_it_validates_better(begin, monkeypatch):
         assert found["kept"] is kept
         assert trained.validation == Score(0.8 if kept else 0.7, 1.0)
         values = [read(run.states, part) for part in parts[: 2 if kept else 1]]
-        stages._prepare_layers(trained.model, run.recipe)
+        stages.prepare_layers(trained.model, run.recipe)
         moving = moving_variables(trained.model)
         for variable, *several in zip(moving, *values, strict=True):
             expected = np.mean(np.float64(several), axis=0)
