@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -282,13 +283,9 @@ class TensorBoard:
         self._write(step=_NO_STEP, summary=tf.compat.v1.Summary(value=[shown]))
 
     def finish(self, run: Run, model: keras.Model) -> None:
-        """Take the network's graph, in which each layer is one box."""
-        if "graph" in self._seen:
-            return
-        shape = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
-        function = tf.function(lambda images: model(images, training=False), autograph=False)
-        graph = function.get_concrete_function(shape).graph.as_graph_def()
-        self._write(graph_def=graph.SerializeToString())
+        """Take the network's graph, once."""
+        if "graph" not in self._seen:
+            self._write(graph_def=_graph(model).SerializeToString())
 
     def close(self, status: str) -> None:
         """End the file."""
@@ -317,6 +314,34 @@ class TensorBoard:
 
 def _tag(name: str) -> str:
     return _TAGS.get(name, f"more/{name}")
+
+
+def _graph(model: keras.Model) -> Any:
+    """Return a network as one node for each layer, in boxes of stages and blocks.
+
+    TensorFlow's own graph has dozens of nodes for each, without the names of the layers.
+    """
+    graph = tf.compat.v1.GraphDef()
+    for layer in model.get_config()["layers"]:
+        node = graph.node.add(name=_boxed(layer["name"]), op=layer["class_name"])
+        node.input.extend(_boxed(name) for name in _inputs(layer["inbound_nodes"]))
+        node.attr["parameters"].i = model.get_layer(layer["name"]).count_params()
+    return graph
+
+
+def _boxed(name: str) -> str:
+    return re.sub(r"^(stage\d+)_(block\d+)_", r"\1/\2/", name)
+
+
+def _inputs(nodes: Any) -> Iterator[str]:
+    """Yield the names of the layers whose outputs a layer takes, from its stored calls."""
+    if isinstance(nodes, Mapping):
+        if "keras_history" in nodes:
+            yield nodes["keras_history"][0]
+        nodes = list(nodes.values())
+    if isinstance(nodes, Sequence) and not isinstance(nodes, str):
+        for node in nodes:
+            yield from _inputs(node)
 
 
 def _events(file: Path) -> Iterator[Any]:

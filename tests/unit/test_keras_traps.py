@@ -350,8 +350,8 @@ def ends_on_the_average():
     """Stop early with Keras' average swapped in at the end of each epoch; is it what is left?"""
     raw = []
     keep = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda *_: raw.append(weights(model)),
-        on_epoch_end=lambda epoch, _: setattr(model, "stop_training", epoch == 1),
+        on_train_batch_end=lambda batch, logs=None: raw.append(weights(model)),
+        on_epoch_end=lambda epoch, logs=None: setattr(model, "stop_training", epoch == 1),
     )
     model = dense(averaged())
     fit(model, 5, [keep, keras.callbacks.SwapEMAWeights(swap_on_epoch=True)])

@@ -27,12 +27,16 @@ def network():
     return build("resnet8_cifar", num_classes=4)
 
 
+@pytest.fixture(scope="module")
+def index(striped):
+    return prepare(striped, val=0.25, test=0.0, seed=0)
+
+
 @pytest.fixture
-def begun(striped, tmp_path):
+def begun(striped, index, tmp_path):
     """Make a run that names its trackers and is not yet trained."""
 
     def begin(*names, **settings):
-        index = prepare(striped, val=0.25, test=0.0, seed=0)
         recipe = plan(
             data=str(striped),
             num_images=36,
@@ -127,9 +131,13 @@ def test_tensorboard_shows_numbers_pictures_and_the_network(begun, shown, networ
     assert values["more/final_val_accuracy"] == [(0, pytest.approx(results["val"].accuracy))]
     assert values["more/probe_val_accuracy"] == [(0, 0.25)]
     assert pictures == {"first batch": 1, "confusion": 1}
-    assert {"stage1_block1_conv1", "head"} <= {
-        part for node in graph.node for part in node.name.split("/")
-    }
+    nodes = {node.name: node for node in graph.node}
+    assert len(nodes) == len(network.layers)
+    (added,) = (node for name, node in nodes.items() if name == "stage2/block1/add")
+    assert {name.rsplit("/", 1)[0] for name in added.input} == {"stage2/block1"}
+    assert len(added.input) == 2
+    assert nodes["head"].attr["parameters"].i == 4 * 65
+    assert all(name in nodes for node in graph.node for name in node.input)
     assert len(say.lines) == 1
     assert say.lines[0].startswith(f"tracker tensorboard --logdir {run.path / 'tensorboard'}")
 
@@ -279,8 +287,10 @@ class Failing:
 def test_a_failure_at_any_moment_costs_one_line(begun, network, monkeypatch, calls):
     monkeypatch.setitem(trackers._TRACKERS, "failing", lambda run, say: Failing(calls))
     monkeypatch.setattr(trackers, "_results", lambda run: {"final_val_accuracy": 0.5})
+    picture = stripes(np.random.default_rng(0), 1)
+    monkeypatch.setattr(Trackers, "_sheet", lambda self: picture)
     run, say = begun("failing"), Saying()
-    stripes(np.random.default_rng(0), 1).save(run.path / "confusion.png")
+    picture.save(run.path / "confusion.png")
     with Trackers(run, say) as guests:
         guests.epochs(rows(1))
         guests.finish(network)
