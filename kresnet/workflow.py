@@ -184,12 +184,7 @@ def fit(
             console.line("why", line)
     result = _finish(run, console)
     if planned.estimate:
-        remember(
-            chosen,
-            planned.estimate,
-            epochs=run.epochs_done,
-            seconds=result.seconds - planned.estimate.spent_s,
-        )
+        remember(run, planned.estimate, result.seconds - planned.estimate.spent_s)
     return result
 
 

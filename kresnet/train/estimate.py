@@ -2,8 +2,9 @@
 
 Speeds are measured once and kept in `KRESNET_HOME/speed.json`: of a network cut to one block a
 stage, which costs seconds, and scaled to the whole by its multiplications; and of the input, on
-some of the images. What else a run takes, to build, export and check, is what it took the last
-times. Where something cannot be measured, there is no estimate.
+some of the images. A run that has trained the network corrects them, and what else it took, to
+build, export and check, is what the next is expected to take. Where something cannot be measured,
+there is no estimate.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from kresnet.train.hardware import has_gpu, policy_name
 from kresnet.train.loop import FINISHING_S
 from kresnet.train.optimizer import optimizer_for
 from kresnet.train.recipe import Recipe
+from kresnet.train.run import Run
 from kresnet.train.stages import prepare_layers
 from kresnet.train.step import train_step
 from kresnet.zoo import Preprocessing, build
@@ -53,6 +55,7 @@ class Estimate:
     Attributes:
         probe_s: The linear probe; 0 without pretrained weights.
         epoch_s: Of one epoch and its validation.
+        judge_s: Of the validation alone.
         epochs: How many there will be, at most; fewer than planned where there is a budget.
         planned: How many the recipe has.
         once_s: What is done once: decoding, timing, scoring the held-out images.
@@ -63,6 +66,7 @@ class Estimate:
 
     probe_s: float
     epoch_s: float
+    judge_s: float
     epochs: int
     planned: int
     once_s: float
@@ -72,9 +76,11 @@ class Estimate:
 
     def __str__(self) -> str:
         parts = [f"probe {about(self.probe_s)}"] if self.probe_s else []
-        if self.planned:
+        if self.epochs:
             of = "" if self.epochs == self.planned else f" of {self.planned}"
             parts.append(f"up to {self.epochs}{of} epochs of {about(self.epoch_s)}")
+        elif self.planned:
+            parts.append(f"no time for an epoch of {about(self.epoch_s)}")
         parts.append(f"the rest {about(self.once_s + self.rest_s)}")
         return f"about {about(self.seconds)}: {', '.join(parts)}"
 
@@ -84,10 +90,6 @@ class Estimate:
             name: round(value, 1) if isinstance(value, float) else value
             for name, value in asdict(self).items()
         }
-
-    def took(self, epochs: int) -> float:
-        """Return the seconds that a run of so many epochs takes without the rest."""
-        return self.probe_s + self.once_s + epochs * self.epoch_s
 
 
 def about(seconds: float) -> str:
@@ -133,32 +135,40 @@ def estimated(recipe: Recipe, index: Index, *, spent_s: float = 0.0) -> Estimate
         once_s += train * (fresh_s - kept_s)
         if recipe.budget_s:  # the first steps and two validations are timed
             once_s += 3 * recipe.batch_size * learn_s + 2 * judged
-    rest_s = _remembered(recipe)
+    rests = _kept().get(_network(recipe, "rest"))
+    rest_s = max(median(rests), 0.0) if rests else FINISHING_S
     epochs = recipe.epochs
     if recipe.budget_s and epochs:
         left = recipe.budget_s - spent_s - probe_s - once_s - FINISHING_S
         epochs = min(epochs, max(int(left / epoch_s), 0 if probe_s else 1))
     seconds = probe_s + once_s + epochs * epoch_s + rest_s
-    return Estimate(probe_s, epoch_s, epochs, recipe.epochs, once_s, rest_s, seconds, spent_s)
+    return Estimate(
+        probe_s, epoch_s, judged, epochs, recipe.epochs, once_s, rest_s, seconds, spent_s
+    )
 
 
-def remember(recipe: Recipe, estimate: Estimate, *, epochs: int, seconds: float) -> None:
-    """Learn from a run that was not interrupted what it takes beside probe and epochs.
+def remember(run: Run, estimate: Estimate, seconds: float) -> None:
+    """Learn from a run that was not interrupted how fast it was, and what else it took.
 
     Args:
-        recipe: Its settings.
+        run: It is complete.
         estimate: What was expected of it.
-        epochs: How many were done.
         seconds: How long it took, from the plan to the report.
     """
-    kept = _kept()
-    rests = [*kept.get(_network(recipe, "rest"), []), round(seconds - estimate.took(epochs), 1)]
+    recipe, rows = run.recipe, run.index.select("train")
+    speeds = [speed for line in run.metrics if (speed := float(line["images_per_s"]))]
+    trained_s = sum(len(rows) * recipe.repeats / speed for speed in speeds)
+    probe_s = (run.info.get("probe") or {}).get("seconds", 0.0)
+    rest_s = seconds - probe_s - trained_s - len(speeds) * estimate.judge_s - estimate.once_s
+    rests = [*_kept().get(_network(recipe, "rest"), []), round(rest_s, 1)]
     _keep(_network(recipe, "rest"), rests[-_RUNS:])
-
-
-def _remembered(recipe: Recipe) -> float:
-    rests = _kept().get(_network(recipe, "rest"))
-    return max(median(rests), 0.0) if rests else FINISHING_S
+    name, size = _speed_name(recipe, channels(rows) or 3), len(run.index.classes)
+    if speeds and name in _kept():
+        learn_s, look_s = _kept()[name]
+        _, kept_s = _input_speed(recipe, rows, size)
+        found = 1.0 / max(speeds) - (0.0 if has_gpu() else kept_s)
+        if found > 0:  # what slows one down slows the other
+            _keep(name, [found, look_s * found / learn_s])
 
 
 # ---------------------------------------------------------------- measuring
@@ -166,7 +176,7 @@ def _remembered(recipe: Recipe) -> float:
 
 def _network_speed(recipe: Recipe, num_classes: int, num_channels: int) -> tuple[float, float]:
     """Return the seconds to learn from an image, and those to look at one."""
-    name = _network(recipe, f"{recipe.loss} {num_channels} channels")
+    name = _speed_name(recipe, num_channels)
     if (known := _kept().get(name)) is None:
         config = variant_config(recipe.variant)
         cut = replace(config, depths=(1,) * len(config.depths))
@@ -309,6 +319,10 @@ def _network(recipe: Recipe, what: str) -> str:
         f"{_machine()}, {recipe.variant} at {recipe.image_size} px, {recipe.precision}, from stage "
         f"{recipe.train_from}, norms {recipe.norms}, {what}"
     )
+
+
+def _speed_name(recipe: Recipe, num_channels: int) -> str:
+    return _network(recipe, f"{recipe.loss}, {num_channels} channels")
 
 
 def _file() -> Path:

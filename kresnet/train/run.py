@@ -130,10 +130,13 @@ class Run:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     @property
-    def epochs_done(self) -> int:
-        """How many epochs of fine-tuning are complete."""
-        metrics = self.path / "metrics.csv"
-        return max(len(metrics.read_text("utf-8").splitlines()) - 1, 0) if metrics.exists() else 0
+    def metrics(self) -> list[dict[str, str]]:
+        """The lines of metrics.csv, one for each epoch that is complete."""
+        path = self.path / "metrics.csv"
+        if not path.exists():
+            return []
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
 
     def update(self, **fields: Any) -> None:
         """Add to what is known of the run."""

@@ -3,7 +3,6 @@
 import json
 from hashlib import sha256
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -74,18 +73,43 @@ def test_a_budget_leaves_as_many_epochs_as_fit(speeds, index):
     assert estimated(recipe(epochs=50, budget_s=1.0), index).epochs == 1  # there must be one
     assert estimated(recipe("imagenet", epochs=50, budget_s=1.0), index).epochs == 0
     assert f"up to {short.epochs} of 50 epochs" in str(short)
+    assert "no time for an epoch of" in str(estimated(recipe("imagenet", budget_s=1.0), index))
 
 
-def test_the_rest_is_what_it_took_the_last_times(speeds, index):
+def done(index, folder, made, speeds=(), probe=None):
+    """A run as a training leaves it, of epochs at these images a second."""
+    run = Run.create(folder, "run", made, index)
+    run.write_metrics([{"epoch": k, "images_per_s": s} for k, s in enumerate(speeds)])
+    run.update(probe=probe)
+    return run
+
+
+def test_the_rest_is_what_it_took_the_last_times(speeds, index, tmp_path):
     made = recipe()
     first = estimated(made, index)
     assert first.rest_s == estimates.FINISHING_S
+    run = done(index, tmp_path, made, speeds=(12.0, 16.0), probe={"seconds": 3.0})
+    took = 24 / 12 + 24 / 16 + 2 * 12 * LOOK + first.once_s + 3.0
     for rest in (900, 10, 12, 11, 13, 11):
-        remember(made, first, epochs=2, seconds=first.took(2) + rest)
+        remember(run, first, took + rest)
     again = estimated(made, index)
     assert again.rest_s == pytest.approx(11, abs=0.1)  # the median of the last five
     assert again.seconds == pytest.approx(first.seconds - estimates.FINISHING_S + again.rest_s)
     assert estimated(recipe(variant="resnet20_cifar"), index).rest_s == estimates.FINISHING_S
+
+
+def test_a_training_corrects_the_speed(index, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimates, "_timed_network", lambda *args: (0.9, 0.3))
+    monkeypatch.setattr(estimates, "_timed_input", lambda *args: (FRESH, KEPT))
+    monkeypatch.setattr(estimates, "has_gpu", lambda: False)
+    made = recipe()
+    first = estimated(made, index)
+    remember(done(index, tmp_path, made, speeds=(2.0, 8.0, 4.0)), first, 100.0)
+    again = estimated(made, index)
+    assert again.epoch_s - again.judge_s == pytest.approx(24 / 8)
+    assert again.judge_s / first.judge_s == pytest.approx(
+        (1 / 8 - KEPT) / (first.epoch_s / 24 - first.judge_s / 24 - KEPT)
+    )
 
 
 def test_multiplications_are_counted_where_gradients_flow():
@@ -164,7 +188,6 @@ def test_times_are_no_more_exact_than_they_are_known(seconds, text):
 
 
 def test_an_estimate_is_told_in_a_line():
-    found = Estimate(8.2, 21.4, 9, 15, 3.0, 25.0, 228.8)
+    found = Estimate(8.2, 21.4, 2.0, 9, 15, 3.0, 25.0, 228.8)
     assert str(found) == ("about 4 min: probe 8.2 s, up to 9 of 15 epochs of 21 s, the rest 28 s")
     assert json.loads(json.dumps(found.as_dict()))["epoch_s"] == 21.4
-    assert np.isclose(found.took(2), 8.2 + 3.0 + 2 * 21.4)
