@@ -1042,6 +1042,10 @@ def _seconds(text: str | None) -> float | None:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+# What `fit` takes beside the fields of a recipe.
+_NO_FIELDS = ("preset", "recipe", "name", "out", "exports", "keep_photos", "explain", "console")
+
+
 def _fields(texts: Sequence[str]) -> dict[str, Any]:
     """Read FIELD=VALUE, whose values are as in recipe.yaml."""
     import yaml
@@ -1053,11 +1057,14 @@ def _fields(texts: Sequence[str]) -> dict[str, Any]:
             fields[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             equals = ""
-        if not equals or not name.strip().isidentifier():
+        if not equals or not name.strip().isidentifier() or name.strip() in _NO_FIELDS:
             raise ConfigError(
                 f"`--set` takes a field of recipe.yaml and its value. Received: {text!r}. "
                 "Write it as --set drop_rate=0.2."
             )
+    for name in ("keep_split", "exclude"):
+        if isinstance(fields.get(name), str):
+            fields[name] = str(Path(fields[name]).absolute())
     return fields
 
 

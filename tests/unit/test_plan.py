@@ -1,5 +1,6 @@
 """Each planned setting has a reason with the numbers that led to it; the user's own are theirs."""
 
+import inspect
 import json
 
 import pytest
@@ -145,18 +146,25 @@ def test_a_dry_run_says_why_and_leaves_no_run_and_loads_no_weights(
     assert not list(tmp_path.iterdir())
 
 
-def test_every_field_can_be_set(command, striped, monkeypatch):
+def test_every_field_can_be_set(command, striped, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(workflow, "preview", lambda data, **job: seen.update(job) or of())
     code, _, _ = command(
         "train", striped, "--dry-run", "--lr", "0.1", "--set", "lr=1e-4", "--set",
         "drops=[0.25, 0.5]", "--set", "clip_norm=null", "--set", "variant=resnet18",
+        "--set", "keep_split=split.csv",
     )  # fmt: skip
     assert code == 0
     assert seen["variant"] == "resnet18"
+    assert seen["keep_split"] == str(tmp_path / "split.csv")
     assert seen["clip_norm"] is None
     recipe = of(**{name: seen[name] for name in ("lr", "drops", "clip_norm")}).recipe
     assert (recipe.lr, recipe.drops, recipe.clip_norm) == (1e-4, (0.25, 0.5), None)
+
+
+def test_what_is_no_field_is_all_that_fit_takes_beside_them():
+    taken = set(inspect.signature(workflow.fit).parameters) - {"settings"}
+    assert taken - set(Recipe.model_fields) == set(cli._NO_FIELDS)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +172,7 @@ def test_every_field_can_be_set(command, striped, monkeypatch):
     [
         ("epoch=3", r"no such field. Received: 'epoch'. Did you mean 'epochs'?"),
         ("optimizer=adam-w", r"Received: optimizer='adam-w'. Did you mean 'adamw'?"),
+        ("name=x", r"`--set` takes a field of recipe.yaml and its value. Received: 'name=x'."),
         ("lr", r"`--set` takes a field of recipe.yaml and its value. Received: 'lr'."),
         ("lr=[", r"`--set` takes a field of recipe.yaml and its value. Received: 'lr=['."),
     ],
