@@ -1043,7 +1043,10 @@ def _seconds(text: str | None) -> float | None:
 
 
 # What `fit` takes beside the fields of a recipe.
-_NO_FIELDS = ("preset", "recipe", "name", "out", "exports", "keep_photos", "explain", "console")
+_NO_FIELDS = (
+    *("preset", "recipe", "name", "out", "exports", "keep_photos", "explain", "tracker"),
+    "console",
+)
 
 
 def _fields(texts: Sequence[str]) -> dict[str, Any]:

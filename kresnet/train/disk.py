@@ -57,6 +57,8 @@ def disk_needed(
     weights = int(4 * _STATISTICS * params)
     copies = 1 + _SLOTS.get(recipe.optimizer, 2) + (recipe.ema > 0)
     states = _STATES * copies * weights if recipe.epochs else 0
+    if recipe.soup and recipe.epochs:  # what each of two states names, and the next
+        states += (2 * (recipe.soup + (recipe.ema > 0)) + 1) * weights
     images = 0
     if recipe.cache == "disk" and recipe.epochs:
         _, shapes = reduced(rows, recipe.image_size, recipe.min_area)

@@ -35,7 +35,8 @@ from kresnet.train.loop import FINISHING_S
 from kresnet.train.optimizer import optimizer_for
 from kresnet.train.recipe import Recipe
 from kresnet.train.run import Run
-from kresnet.train.stages import prepare_layers
+from kresnet.train.schedule import size_at, test_sizes
+from kresnet.train.stages import RECALIBRATION, prepare_layers
 from kresnet.train.step import train_step
 from kresnet.zoo import Preprocessing, build
 from kresnet.zoo.download import kresnet_home
@@ -129,10 +130,10 @@ def estimated(recipe: Recipe, index: Index, *, spent_s: float = 0.0) -> Estimate
     both: Callable[[float, float], float] = max if has_gpu() else lambda a, b: a + b
     probe_s = (train + val) * both(look_s, fresh_s) if recipe.weights is not None else 0.0
     judged = val * look_s * (2 if recipe.ema else 1)
-    epoch_s = train * recipe.repeats * both(learn_s, kept_s) + judged
+    epoch_s = train * recipe.repeats * both(learn_s * _grown(recipe), kept_s) + judged
     once_s = (val + test) * both(look_s, fresh_s)
     if recipe.epochs:
-        once_s += train * (fresh_s - kept_s)
+        once_s += train * (fresh_s - kept_s) + _refining(recipe, train, val, look_s, fresh_s)
         if recipe.budget_s:  # the first steps and two validations are timed
             once_s += 3 * recipe.batch_size * learn_s + 2 * judged
     rests = _kept().get(_network(recipe, "rest"))
@@ -144,6 +145,25 @@ def estimated(recipe: Recipe, index: Index, *, spent_s: float = 0.0) -> Estimate
     seconds = probe_s + once_s + epochs * epoch_s + rest_s
     return Estimate(
         probe_s, epoch_s, judged, epochs, recipe.epochs, once_s, rest_s, seconds, spent_s
+    )
+
+
+def _grown(recipe: Recipe) -> float:
+    """Return the mean area of the training images as a share of the last epochs'."""
+    sides = [
+        size_at(k / recipe.epochs, recipe.image_size, growing=recipe.progressive)
+        for k in range(recipe.epochs)
+    ]
+    return float(np.mean(np.square(sides)) / recipe.image_size**2) if sides else 1.0
+
+
+def _refining(recipe: Recipe, train: int, val: int, look_s: float, fresh_s: float) -> float:
+    """Return the seconds of what is tried after the last epoch."""
+    again = min(train, RECALIBRATION) if recipe.recalibrate and recipe.norms == "train" else 0
+    tries = (again > 0) + (recipe.soup + (recipe.ema > 0) if recipe.soup else 0)
+    larger = test_sizes(recipe.image_size) if recipe.larger_test else ()
+    return tries * (val + again) * look_s + sum(
+        val * (look_s * (side / recipe.image_size) ** 2 + fresh_s) for side in larger
     )
 
 

@@ -27,7 +27,7 @@ from kresnet.train.run import Run
 from kresnet.train.statistics import Recalibration
 from kresnet.zoo import Preprocessing, build, freeze_norms, load_weights
 
-_RECALIBRATION = 2_000  # training images that the norms' statistics are computed from
+RECALIBRATION = 2_000  # training images that the norms' statistics are computed from
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def _refined(
     recalibrate = None
     if recipe.recalibrate and recipe.norms == "train" and recipe.epochs:
         rows = index.select("train")
-        some = batches(rows[:: -(-len(rows) // _RECALIBRATION)], recipe.image_size)
+        some = batches(rows[:: -(-len(rows) // RECALIBRATION)], recipe.image_size)
         recalibrate = Recalibration(model, lambda: iter(some))
     best = refine(run, model, judge, recalibrate, best, console)
     if recipe.larger_test:

@@ -54,6 +54,9 @@ def test_only_what_is_written_is_counted():
     plain = disk_needed(recipe(), images, num_classes=2)
     cached = disk_needed(recipe(cache="disk"), images, num_classes=2)
     assert cached.run - plain.run == 3 * (30 * 40 + 50 * 20)
+    soup = disk_needed(recipe(soup=3, ema=0.1), images, num_classes=2)
+    average = disk_needed(recipe(ema=0.1), images, num_classes=2)
+    assert soup.run - average.run == 9 * (average.run - plain.run) / 3
     assert disk_needed(recipe(epochs=0), images, num_classes=2).run < plain.run / 3
     assert disk_needed(recipe(), images, num_classes=2, exported=False) == Disk(plain.run, 0)
 

@@ -59,6 +59,21 @@ def test_the_time_is_the_sum_of_what_is_done(speeds, index):
     assert probed.seconds == pytest.approx(probed.probe_s + 24 * (LOOK + FRESH) + probed.rest_s)
 
 
+def test_what_is_refined_has_its_time(speeds, index):
+    plain, larger = estimated(recipe(), index), estimated(recipe(larger_test=True), index)
+    sides = [side for side in estimates.test_sizes(32)]
+    assert sides  # of 1.28 times the size
+    assert larger.once_s - plain.once_s == pytest.approx(
+        sum(12 * (LOOK * (side / 32) ** 2 + FRESH) for side in sides)
+    )
+    soup = estimated(recipe(soup=3, ema=0.1, recalibrate=True), index)
+    assert soup.once_s - plain.once_s == pytest.approx(5 * (12 + 24) * LOOK)  # 4 tries, 1 before
+    grown = estimated(recipe(image_size=64, progressive=0.5), index)
+    assert grown.epoch_s - 12 * LOOK - 24 * KEPT == pytest.approx(
+        24 * LEARN * (32**2 + 32**2 + 64**2 + 64**2) / 4 / 64**2
+    )
+
+
 def test_a_gpu_computes_while_the_processor_reads(speeds, index, monkeypatch):
     monkeypatch.setattr(estimates, "has_gpu", lambda: True)
     assert estimated(recipe(), index).epoch_s == pytest.approx(24 * LEARN + 12 * LOOK)
