@@ -183,6 +183,7 @@ def remember(run: Run, estimate: Estimate, seconds: float) -> None:
     rests = [*_kept().get(_network(recipe, "rest"), []), round(rest_s, 1)]
     _keep(_network(recipe, "rest"), rests[-_RUNS:])
     name, size = _speed_name(recipe, channels(rows) or 3), len(run.index.classes)
+    speeds = speeds[math.ceil(recipe.progressive * recipe.epochs) :]  # before, images were small
     if speeds and name in _kept():
         learn_s, look_s = _kept()[name]
         _, kept_s = _input_speed(recipe, rows, size)

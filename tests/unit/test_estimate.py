@@ -60,12 +60,11 @@ def test_the_time_is_the_sum_of_what_is_done(speeds, index):
 
 
 def test_what_is_refined_has_its_time(speeds, index):
-    plain, larger = estimated(recipe(), index), estimated(recipe(larger_test=True), index)
-    sides = [side for side in estimates.test_sizes(32)]
-    assert sides  # of 1.28 times the size
-    assert larger.once_s - plain.once_s == pytest.approx(
-        sum(12 * (LOOK * (side / 32) ** 2 + FRESH) for side in sides)
-    )
+    plain = estimated(recipe(image_size=96), index)
+    larger = estimated(recipe(image_size=96, larger_test=True), index)
+    sides = estimates.test_sizes(96)
+    assert sides == (128,)
+    assert larger.once_s - plain.once_s == pytest.approx(12 * (LOOK * (128 / 96) ** 2 + FRESH))
     soup = estimated(recipe(soup=3, ema=0.1, recalibrate=True), index)
     assert soup.once_s - plain.once_s == pytest.approx(5 * (12 + 24) * LOOK)  # 4 tries, 1 before
     grown = estimated(recipe(image_size=64, progressive=0.5), index)
@@ -120,6 +119,10 @@ def test_a_training_corrects_the_speed(index, tmp_path, monkeypatch):
     made = recipe()
     first = estimated(made, index)
     remember(done(index, tmp_path, made, speeds=(2.0, 8.0, 4.0)), first, 100.0)
+    small = recipe(image_size=64, progressive=0.9)
+    grown = estimated(small, index)
+    remember(done(index, tmp_path, small, speeds=(50.0, 50.0)), grown, 100.0)
+    assert estimated(small, index).epoch_s == grown.epoch_s  # no epoch was of the full size
     again = estimated(made, index)
     assert again.epoch_s - again.judge_s == pytest.approx(24 / 8)
     assert again.judge_s / first.judge_s == pytest.approx(
