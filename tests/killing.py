@@ -1,4 +1,4 @@
-"""Trains small runs that are killed again and again: python killing.py FOLDER KILLS SEED.
+"""Trains small runs that are killed again and again: python killing.py FOLDER KILLS SEED SETTINGS.
 
 One process imports TensorFlow, without running anything of it, and forks for each training, which
 saves the seconds of starting it anew. The first training is left alone. The others are killed with
@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,17 +26,20 @@ from safetensors.numpy import save, save_file
 
 from kresnet.console import Console
 from kresnet.data.demo import write_digits
+from kresnet.data.pipeline import evaluation_batches
 from kresnet.data.prepare import prepare
 from kresnet.train import loop, state
 from kresnet.train.plan import plan
 from kresnet.train.run import Run
 from kresnet.train.stages import train
+from kresnet.train.statistics import Recalibration
 from kresnet.zoo import build
 
 SETTINGS = {
     "epochs": 3,
     "batch_size": 15,
-    "lr": 3e-3,
+    "image_size": 64,
+    "lr": 1e-3,
     "precision": "float32",
     "norms": "train",
     "train_from": 1,
@@ -54,27 +58,30 @@ SETTINGS = {
 TIMES = ("images_per_s", "wait")
 
 
-def make(folder):
+def make(folder, settings):
     """Write images, weights and a run that is not yet trained."""
     digits = write_digits(folder / "digits")
     for number in range(10):  # from 12 to 30 of each, so that balancing has something to do
         for path in sorted((digits / str(number)).iterdir())[12 + 2 * number :]:
             path.unlink()
-    model = build("resnet8_cifar", num_classes=10)
-    weights = folder / "weights.safetensors"
-    save_file(
-        {f"{la.name}/{v.name}": v.numpy() for la in model.layers for v in la.weights}, weights
-    )
-    index = prepare(digits, val=SETTINGS["val"], test=SETTINGS["test"])
+    index = prepare(digits, val=settings["val"], test=settings["test"])
+    rows = index.select("train")
     recipe = plan(
         data=str(digits),
-        num_images=len(index.select("train")),
+        num_images=len(rows),
         classes=index.classes,
         variant="resnet8_cifar",
-        weights=str(weights),
-        image_size=64,
-        overrides=SETTINGS,
+        weights=str(folder / "weights.safetensors"),
+        image_size=32,
+        overrides=settings,
     )
+    model = build("resnet8_cifar", num_classes=10)
+    # Random weights with the right statistics, so that the norms go on from where they are.
+    expected = replace(model.preprocessing, image_size=recipe.image_size)
+    batches = evaluation_batches(rows, expected, batch_size=50)
+    Recalibration(model, lambda: iter(batches))()
+    arrays = {f"{la.name}/{v.name}": v.numpy() for la in model.layers for v in la.weights}
+    save_file(arrays, recipe.weights)
     Run.create(folder, "new", recipe, index)
 
 
@@ -129,12 +136,14 @@ def left_by(path):
     with (path / "metrics.csv").open(newline="") as file:
         rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
     info = run.info
+    last = max(run.states.glob("step-*"))  # weights, optimizer, average and random seeds
+    files = [run.weights, last / "variables.safetensors", *run.states.glob("*.safetensors")]
     return {
-        "weights": sha256(run.weights.read_bytes()).hexdigest(),
+        "sha256": {file.name: sha256(file.read_bytes()).hexdigest() for file in sorted(files)},
         "metrics": rows,
         "validation": info["validation"],
         "kept": [info["kept"], info.get("kept_weights")],
-        "refined": info["refined"],
+        "refined": info.get("refined"),
         "probe": {k: v for k, v in info["probe"].items() if k != "seconds"},
     }
 
@@ -151,11 +160,11 @@ def under_way(path):
     return " ".join(["fine-tune", *names])
 
 
-def main(folder, kills, seed):
+def main(folder, kills, seed, settings):
     """See the first lines of this file."""
     rng, log = np.random.default_rng(seed), folder / "log.txt"
     started = time.monotonic()
-    assert ended(fork(log, make, folder))
+    assert ended(fork(log, make, folder, settings))
     whole = folder / "whole"
     shutil.copytree(folder / "new", whole)
     began = time.monotonic()
@@ -174,7 +183,7 @@ def main(folder, kills, seed):
             if len(moments) == kills:
                 break
             in_write = turn % 3 == 1
-            at = rng.uniform(0, probe_s if turn == 0 else whole_s)
+            at = rng.uniform(0, probe_s if turn == 0 else 0.8 * whole_s)
             number = fork(log, go_on, run, die_at_write=int(rng.integers(1, 7)) * in_write)
             began = time.monotonic()
             while not in_write and time.monotonic() - began < at:
@@ -194,4 +203,5 @@ def main(folder, kills, seed):
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), *map(int, sys.argv[2:]))))
+    arguments = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    print(json.dumps(main(*arguments, SETTINGS | json.loads(sys.argv[4]))))
