@@ -132,8 +132,11 @@ def restore(variables: Sequence[Any], arrays: dict[str, np.ndarray]) -> None:
 class Circumstances:
     """What the last bits of a training depend on, beside the run.
 
-    Sums of floating point numbers depend on their order: on how many threads share them, and on
-    the width of the processor's vectors.
+    Sums of floating point numbers depend on their order. Measured with TensorFlow 2.21 on a
+    processor: two trainings are equal bit for bit with the same number of threads an operation,
+    one or two, without `enable_op_determinism`; how many operations run side by side is of no
+    account. Another number of threads an operation, or other instructions (AVX2 in place of the
+    processor's best), changes the last bits.
 
     Attributes:
         threads: Threads that share one operation.

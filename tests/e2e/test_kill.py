@@ -38,7 +38,7 @@ def check(result, kills):
 
 
 def test_three_kills_change_no_bit(tmp_path):
-    quick = {"image_size": 32, "progressive": 0.0, "recalibrate": False}
+    quick = {"image_size": 32, "progressive": 0.0, "norms": "frozen"}
     check(killed(tmp_path, 3, seed=1, **quick), 3)
 
 
