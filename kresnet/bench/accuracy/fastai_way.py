@@ -8,7 +8,6 @@ precision is for GPUs; here a callback computes in bfloat16.
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.schedule import Learner
 from fastai.data.block import CategoryBlock, DataBlock
-from fastai.data.transforms import IndexSplitter, Normalize
+from fastai.data.transforms import Normalize
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import apply_init, params
 from fastai.vision.augment import Resize, aug_transforms
@@ -65,18 +64,18 @@ def contend(task: Task) -> Answer:
     apply_init(model[1], torch.nn.init.kaiming_normal_)
     model = model.to(memory_format=torch.channels_last)
 
+    names = {path: task.classes[label] for path, label in task.train}
     block = DataBlock(
         blocks=(ImageBlock, CategoryBlock(vocab=list(task.classes), sort=False)),
-        get_x=itemgetter(0),
-        get_y=lambda image: task.classes[image[1]],
-        splitter=IndexSplitter([0]),
+        get_y=lambda path: names[path],
+        splitter=lambda items: (list(range(len(items))), [0]),  # it wants one to validate
         item_tfms=Resize(round(_STORED * task.image_size)),
         batch_tfms=[
             *aug_transforms(size=task.image_size),
             Normalize.from_stats(*map(list, normalization(task.start)), cuda=False),
         ],
     )
-    data = block.dataloaders(list(task.train), bs=_BATCH, device=torch.device("cpu"))
+    data = block.dataloaders(list(names), bs=min(_BATCH, len(names)), device=torch.device("cpu"))
     learner = Learner(
         data,
         model,
@@ -101,7 +100,7 @@ def contend(task: Task) -> Answer:
     epochs = min(max(int(left / epoch_s) - 1, 1), _EPOCHS)
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(epochs)
-    test = data.test_dl([(path, 0) for path, _ in task.test])
+    test = data.test_dl([path for path, _ in task.test])
     return Answer(
         softmax(score(model, task, _plain(test)).astype(np.float64)),
         {
