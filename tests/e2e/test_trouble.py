@@ -328,7 +328,7 @@ def test_a_job_can_be_stopped_in_every_stage(striped, tmp_path, monkeypatch):
         kresnet.resume(run, console=Pressing("checking the SavedModel", signal.SIGTERM))
     assert len(list((tmp_path / "exports" / striped.name).iterdir())) == 1  # that of `whole`
     result = kresnet.resume(run, console=Saying())
-    assert result.validation == whole.validation
+    assert result.as_dict()["validation"] == whole.as_dict()["validation"]
     expected, found = (
         load_file(Path(r.run) / "model.weights.safetensors") for r in (whole, result)
     )
