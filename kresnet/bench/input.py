@@ -16,7 +16,6 @@ size of the input and takes no crops, which is less work.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +34,7 @@ from kresnet.data.augment import Augmentation, geometry
 from kresnet.data.pipeline import TrainingData
 from kresnet.data.scan import Row, scan
 from kresnet.data.store import Cache
+from kresnet.machine import cores
 from kresnet.zoo import Preprocessing
 
 Start = Callable[[], Iterator[Any]]
@@ -56,7 +56,7 @@ def main() -> None:
     print(
         f"{len(index.rows)} images of a shorter side of {median(sides):.0f} px (median), "
         f"{arguments.image_size} px, batches of {arguments.batch_size}, "
-        f"{len(os.sched_getaffinity(0))} cores\n"
+        f"{cores()} cores\n"
     )
     streams = dict(
         contenders(
@@ -93,7 +93,7 @@ def contenders(
 
     for name, stage in _stages(image_size).items():
         places = tf.data.Dataset.from_tensor_slices(items.places(rows))
-        dataset = places.repeat().enumerate().map(stage, len(os.sched_getaffinity(0)))
+        dataset = places.repeat().enumerate().map(stage, cores())
         yield name, partial(iter, dataset.batch(batch_size).prefetch(2))
     yield "whole stream, crop and mirror", ours(Augmentation("none"))
     yield "whole stream, light (the default)", ours(Augmentation("light"))

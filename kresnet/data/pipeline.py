@@ -8,7 +8,6 @@ Legend of shapes: b images a batch, s side of the model input, k classes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +22,12 @@ from kresnet.data.augment.mixing import mix
 from kresnet.data.scan import Problem, Row
 from kresnet.data.store import Cache, store_for
 from kresnet.errors import ConfigError
+from kresnet.machine import cores
 from kresnet.zoo.cards import Preprocessing
 
 Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
-_THREADS: Final = len(os.sched_getaffinity(0))
+_THREADS: Final = cores()
 
 
 def evaluation_batches(

@@ -388,7 +388,7 @@ def _card(run: Run) -> dict[str, str]:
         licence = "that of the pretrained weights and of the training images"
     preprocessing = run.preprocessing
     return {
-        "Model": f"{recipe.variant}, {recipe.image_size} px, an image classifier",
+        "Model": f"{recipe.variant}, {preprocessing.image_size} px, an image classifier",
         "Says": f"one of {len(index.classes)} classes, always, with a score for each; it cannot "
         "know that an image shows something else",
         "Pretrained weights": weights,

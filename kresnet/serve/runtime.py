@@ -18,7 +18,7 @@ import tensorflow as tf
 from kresnet.data import pixels
 from kresnet.errors import ExportError, ResourceError
 from kresnet.export.contract import Contract
-from kresnet.serve.settings import cores
+from kresnet.machine import cores
 from kresnet.serve.signatures import CLASSIFY, Arrays, Signature
 from kresnet.serve.status import RequestError, Status, invalid
 

@@ -11,12 +11,13 @@ from functools import partial
 
 import numpy as np
 
+from kresnet.machine import cores
 from kresnet.serve.batching import Batcher
 from kresnet.serve.limits import Gate, image_area, is_image
 from kresnet.serve.metrics import Metrics
 from kresnet.serve.models import Loaded, Models
 from kresnet.serve.runtime import PREPARED, Runtime, example_of_image, image_of_example
-from kresnet.serve.settings import Settings, cores
+from kresnet.serve.settings import Settings
 from kresnet.serve.signatures import CLASSIFY, Arrays, Signature
 from kresnet.serve.status import RequestError, Status, invalid
 

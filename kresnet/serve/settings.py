@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,13 +123,6 @@ def read_token(path: Path) -> str:
             f"Received: {str(path)!r}, which holds something else. Try: openssl rand -hex 32"
         )
     return token
-
-
-def cores() -> int:
-    """Return how many processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _wrong(name: str, expected: str, value: object) -> ConfigError:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -30,6 +29,7 @@ from kresnet.data.scan import Index, Row
 from kresnet.data.shrinking import reduced
 from kresnet.data.store import keeps
 from kresnet.errors import DataError, ResourceError
+from kresnet.machine import cores, processor
 from kresnet.train.hardware import has_gpu, policy_name
 from kresnet.train.loop import FINISHING_S
 from kresnet.train.optimizer import optimizer_for
@@ -315,24 +315,15 @@ def _machine() -> str:
     threads = tf.config.threading.get_intra_op_parallelism_threads() or os.environ.get(
         "TF_NUM_INTRAOP_THREADS", "all"
     )
-    cores = len(os.sched_getaffinity(0))
     return ", ".join(
         [
-            _processor(),
-            f"{cores} cores",
+            processor(),
+            f"{cores()} cores",
             f"{threads} threads",
             *gpus,
             f"TensorFlow {tf.__version__}",
         ]
     )
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("ascii", "ignore").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _network(recipe: Recipe, what: str) -> str:

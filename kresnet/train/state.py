@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from kresnet.errors import ResourceError
+from kresnet.machine import cores, processor
 
 _PREFIX: Final = "step-"
 _SUMS: Final = "SHA256SUMS"
@@ -156,7 +156,7 @@ class Circumstances:
         threads = tf.config.threading.get_intra_op_parallelism_threads() or int(
             os.environ.get("TF_NUM_INTRAOP_THREADS", "0")
         )
-        return cls(threads or len(os.sched_getaffinity(0)), _processor(), tf.__version__)
+        return cls(threads or cores(), processor(), tf.__version__)
 
     def differences(self, saved: dict[str, Any]) -> list[str]:
         """Return what is not as it was saved by `asdict`, as "threads 2, now 4"."""
@@ -165,17 +165,6 @@ class Circumstances:
             for name, value in asdict(self).items()
             if name in saved and saved[name] != value
         ]
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
-    except OSError:  # not Linux
-        return platform.processor()
-    first = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    said = {name.strip(): value.strip() for name, value in first}
-    known = [said[name] for name in ("model name", "cpu family", "model") if name in said]
-    return " ".join(known) or platform.processor()
 
 
 def _states(directory: Path) -> list[Path]:

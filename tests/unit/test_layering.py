@@ -12,19 +12,20 @@ PACKAGE = Path(__file__).parents[2] / "kresnet"
 # A package may import itself and what is listed here.
 ALLOWED = {
     "errors": set(),
+    "machine": set(),
     "console": {"errors"},
     "zoo": {"errors"},
-    "data": {"errors", "zoo"},
-    "train": {"errors", "console", "zoo", "data", "kresnet"},
-    "evaluate": {"errors", "zoo", "data", "train"},
+    "data": {"errors", "machine", "zoo"},
+    "train": {"errors", "machine", "console", "zoo", "data", "kresnet"},
+    "evaluate": {"errors", "machine", "zoo", "data", "train"},
     "export": {"errors", "zoo", "data.pixels"},
-    "serve": {"errors", "zoo", "data.pixels", "export.contract"},
+    "serve": {"errors", "machine", "zoo", "data.pixels", "export.contract"},
     "workflow": {
         "errors", "console", "zoo", "data", "train", "evaluate", "export", "serve", "kresnet",
     },
     "bench": {
-        "errors", "console", "zoo", "data", "train", "evaluate", "export", "serve", "workflow",
-        "kresnet",
+        "errors", "machine", "console", "zoo", "data", "train", "evaluate", "export", "serve",
+        "workflow", "kresnet",
     },
     "cli": {
         "errors", "console", "zoo", "data", "evaluate", "export", "serve", "workflow", "bench",

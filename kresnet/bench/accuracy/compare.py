@@ -23,6 +23,7 @@ import numpy as np
 from kresnet.bench.accuracy.results import GUIDE, Line, append, load, summaries, table
 from kresnet.bench.accuracy.task import Answer, Labelled, Task
 from kresnet.errors import ConfigError, DataError
+from kresnet.machine import cores
 
 _TEST_SHARE: Final = 0.3
 _FLAGS: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -176,7 +177,7 @@ def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.is_file() else []
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "flags": [flag for flag in _FLAGS if flag in flags],
         "python": platform.python_version(),
         "system": platform.platform(),

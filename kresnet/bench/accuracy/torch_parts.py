@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 
 from kresnet.bench.accuracy import checking
 from kresnet.bench.accuracy.task import Labelled, Task
+from kresnet.machine import cores
 
 NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 """What both torchvision and timm build; "_v1" after it moves the strides."""
@@ -37,7 +37,7 @@ def seeded(task: Task) -> None:
     """Make random choices those of the seed, and use every core."""
     torch.manual_seed(task.seed)
     np.random.seed(task.seed)  # timm's mixup draws from the global state
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
 
 
 def network(task: Task, create: Callable[[str], Any]) -> tuple[Any, float]:
@@ -105,7 +105,7 @@ def loader(images: Images, *, batch: int, learn: bool) -> Any:
         batch,
         shuffle=learn,
         drop_last=learn and len(images) > batch,
-        num_workers=len(os.sched_getaffinity(0)),
+        num_workers=cores(),
         persistent_workers=True,
     )
 
