@@ -61,6 +61,11 @@ class Line:
         """Share of the test images that it had right."""
         return fmean(self.right)
 
+    @property
+    def ece(self) -> float:
+        """Expected calibration error; some hundredths are chance where images are few."""
+        return expected_calibration_error(np.array(self.best), np.array(self.right))
+
 
 def append(path: Path, line: Line) -> None:
     """Add a line to the file, on the disk when this returns.
@@ -100,8 +105,9 @@ def summaries(lines: Iterable[Line]) -> list[dict[str, Any]]:
     Returns:
         For each: the mean, least and greatest accuracy of the seeds; the 95 % Wilson interval of
         all their answers; how far it is above the guide on the same images, with the interval;
-        the calibration error of all answers; means of seconds and images a second. An image that
-        is in the test sets of several seeds counts as often, so intervals are a little narrow.
+        the calibration error, mean of the seeds and of all answers together, where chance is less
+        but errors to both sides may cancel; means of seconds and images a second. An image that is
+        in the test sets of several seeds counts as often, so intervals are a little narrow.
     """
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
@@ -131,7 +137,8 @@ def _summary(lines: Sequence[Line], guide: Sequence[Line]) -> dict[str, Any]:
         "n": len(right),
         "interval": wilson_interval(int(right.sum()), len(right)),
         "above_guide": _above(told, guide),
-        "ece": expected_calibration_error(best, right),
+        "ece": fmean(line.ece for line in told),
+        "ece_together": expected_calibration_error(best, right),
         "seconds": fmean(line.seconds for line in told),
         "images_per_s": fmean(rates) if rates else None,
         "epochs": [line.facts.get("epochs") for line in told],
@@ -159,7 +166,7 @@ def table(found: Iterable[dict[str, Any]]) -> str:
     """Return summaries as Markdown."""
     rows = [
         "| images | method | accuracy, mean (least-most) | all seeds, 95 % "
-        "| above the guide, points | calibration error | seconds | images/s | epochs |",
+        "| above the guide, points | calibration error (all together) | seconds | images/s | epochs |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in found:
@@ -172,7 +179,7 @@ def table(found: Iterable[dict[str, Any]]) -> str:
             f"| {one['data']} | {one['method']} "
             f"| {100 * one['accuracy']:.1f} % ({100 * one['least']:.1f}-{100 * one['most']:.1f}) "
             f"| {100 * low:.1f}-{100 * high:.1f} (n={one['n']}) | {_points(above)} "
-            f"| {one['ece']:.3f} | {one['seconds']:.0f} "
+            f"| {one['ece']:.3f} ({one['ece_together']:.3f}) | {one['seconds']:.0f} "
             f"| {'-' if one['images_per_s'] is None else format(one['images_per_s'], '.0f')} "
             f"| {', '.join(map(str, one['epochs']))} |"
         )
