@@ -166,7 +166,8 @@ def table(found: Iterable[dict[str, Any]]) -> str:
     """Return summaries as Markdown."""
     rows = [
         "| images | method | accuracy, mean (least-most) | all seeds, 95 % "
-        "| above the guide, points | calibration error (all together) | seconds | images/s | epochs |",
+        "| above the guide, points | calibration error (all together) "
+        "| seconds | images/s | epochs |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in found:
