@@ -40,7 +40,7 @@ from kresnet.export.reference import Sample
 from kresnet.export.versions import latest_version
 from kresnet.serve.engine import Answer, Engine
 from kresnet.train.disk import check_room, disk_needed
-from kresnet.train.estimate import estimated, remember
+from kresnet.train.estimate import Estimate, estimated, remember
 from kresnet.train.lr_find import RateTest, range_test
 from kresnet.train.plan import Plan, again, direction_matters, explained
 from kresnet.train.presets import PRESETS, check_preset
@@ -182,10 +182,7 @@ def fit(
     if explain:
         for line in planned.lines():
             console.line("why", line)
-    result = _finish(run, console)
-    if planned.estimate:
-        remember(run, planned.estimate, result.seconds - planned.estimate.spent_s)
-    return result
+    return _finish(run, console, planned.estimate)
 
 
 def preview(
@@ -591,9 +588,13 @@ def _chosen(choice: _Choice, console: Console) -> tuple[Plan, Index]:
 
 
 @terminable()
-def _finish(run: Run, console: Console) -> Result:
+def _finish(run: Run, console: Console, expected: Estimate | None = None) -> Result:
+    """Do all that comes after the plan, and learn from the time it took if one was expected."""
     with Trackers(run, console.line) as trackers:
-        return _finished(replace(run, watch=trackers.epochs), console, trackers)
+        result = _finished(replace(run, watch=trackers.epochs), console, trackers)
+    if expected:
+        remember(run, expected, result.seconds - expected.spent_s)
+    return result
 
 
 def _finished(run: Run, console: Console, trackers: Trackers) -> Result:

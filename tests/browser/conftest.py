@@ -51,7 +51,7 @@ def options():
 @pytest.fixture
 def context(browser, options):
     with browser.new_context(**options) as context:
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         yield context
 
 

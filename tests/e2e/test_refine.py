@@ -125,6 +125,7 @@ def test_a_soup_is_kept_only_where_it_validates_better(begin, monkeypatch):
         assert run.info["kept_weights"] == ("soup" if kept else "weights")
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_while_it_refines_ends_the_same(begin, monkeypatch):
     options = {"soup": 2, "recalibrate": True, "larger_test": True, "progressive": 0.5}
     whole = begin("whole", **options)
@@ -171,6 +172,7 @@ def test_a_size_is_changed_only_by_a_margin(begin, monkeypatch):
         assert run.info["refined"]["size"]["kept"] is (size != 224)
 
 
+@pytest.mark.slow
 def test_the_better_size_reaches_the_export(striped, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "Judge", Dreaming)
     monkeypatch.setitem(GAIN, 96, 0.4)

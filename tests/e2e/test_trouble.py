@@ -285,6 +285,7 @@ class Pressing(Saying):
         super().__init__(at, lambda: signal.raise_signal(kind))
 
 
+@pytest.mark.slow
 def test_a_job_can_be_stopped_in_every_stage(striped, tmp_path, monkeypatch):
     """In the probe, in a validation, in the last one, and while the export is written."""
     model = build("resnet8_cifar", num_classes=4)
