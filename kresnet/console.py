@@ -40,7 +40,7 @@ class Console:
         """Print a line that stays, under a topic of one word."""
         self.clear()
         # Not markup: a class or a folder may be called "[red]".
-        self._rich.print(Text.assemble((f"{topic:<8}", "bold"), text))
+        self._rich.print(Text.assemble((f"{topic:<7} ", "bold"), text))
 
     def status(self, text: str) -> None:
         """Show what is going on; only on a terminal, and at most five times a second."""
