@@ -148,6 +148,9 @@ class _Loop:
             self._save()  # from here on, whatever happens, a resumed run is the same run
         batches, size = self._data.batches(self._position), self._size
         while self._epoch < self._epochs:
+            if self._epoch == self._run.pause_after:
+                self.stop()
+                self._save_or_stop()
             started = time.monotonic()
             if size != self._size:
                 self._data, size = self._data_of(self._size), self._size

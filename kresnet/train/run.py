@@ -53,10 +53,13 @@ class Run:
     Attributes:
         path: The directory.
         watch: Called with all rows of metrics.csv whenever there is a new one.
+        pause_after: Epochs after which this process leaves the training as if it was interrupted,
+            to be gone on with; None is its end.
     """
 
     path: Path
     watch: Callable[[Rows], None] = field(default=_unwatched, repr=False, compare=False)
+    pause_after: int | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def create(cls, out: Path, name: str, recipe: Recipe, index: Index) -> Run:
