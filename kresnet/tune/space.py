@@ -317,7 +317,7 @@ def _check_range(name: str, entry: Entry) -> None:
     if entry.range is None:
         if entry.log or entry.step is not None:
             raise ConfigError(
-                f"`{name}`: choices have neither log nor step. Received: both or one."
+                f"`{name}`: choices have neither log nor step. Received: {entry.choice}."
             )
         return
     low, high = entry.range

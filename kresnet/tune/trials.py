@@ -21,16 +21,11 @@ FILE: Final = "study.sqlite"
 
 Status = Literal["waiting", "running", "done", "failed"]
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS trials (
-    number INTEGER PRIMARY KEY,
-    asked INTEGER NOT NULL UNIQUE,
-    told INTEGER UNIQUE,
-    status TEXT NOT NULL,
-    fields TEXT NOT NULL
-);
-"""
+_SCHEMA: Final = (
+    "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE trials (number INTEGER PRIMARY KEY, asked INTEGER NOT NULL UNIQUE, "
+    "told INTEGER UNIQUE, status TEXT NOT NULL, fields TEXT NOT NULL)",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +131,10 @@ class Ledger:
                 f"The study's directory must be writable and new. Received: {error}."
             ) from None
         ledger = cls(folder)
-        with ledger._change() as change:
-            change.executescript(_SCHEMA)
-        ledger.update(**settings)
+        with ledger._change() as change:  # all in one: a study that is killed here never began
+            for statement in _SCHEMA:
+                change.execute(statement)
+            _write_settings(change, settings)
         return ledger
 
     @property
@@ -150,10 +146,7 @@ class Ledger:
     def update(self, **settings: Any) -> None:
         """Add to the settings, or change them."""
         with self._change() as change:
-            change.executemany(
-                "INSERT OR REPLACE INTO settings VALUES (?, ?)",
-                [(name, json.dumps(value)) for name, value in settings.items()],
-            )
+            _write_settings(change, settings)
 
     def trials(self) -> list[Trial]:
         """Return all trials, by number."""
@@ -258,6 +251,13 @@ def _connected(file: Path, *, read_only: bool) -> sqlite3.Connection:
             f"A study file must be readable. Received: {file}: {error}. Start another study."
         ) from None
     return connection
+
+
+def _write_settings(connection: sqlite3.Connection, settings: Mapping[str, Any]) -> None:
+    connection.executemany(
+        "INSERT OR REPLACE INTO settings VALUES (?, ?)",
+        [(name, json.dumps(value)) for name, value in settings.items()],
+    )
 
 
 def _next(connection: sqlite3.Connection) -> int:

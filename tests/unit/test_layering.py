@@ -23,13 +23,14 @@ ALLOWED = {
     "workflow": {
         "errors", "console", "zoo", "data", "train", "evaluate", "export", "serve", "kresnet",
     },
+    "tune": {"errors", "machine", "console", "zoo", "data", "train", "evaluate", "workflow", "kresnet"},
     "bench": {
         "errors", "machine", "console", "zoo", "data", "train", "evaluate", "export", "serve",
-        "workflow", "kresnet",
+        "workflow", "tune", "kresnet",
     },
     "cli": {
         "errors", "console", "zoo", "data", "evaluate", "export", "serve", "workflow", "bench",
-        "kresnet",
+        "tune", "kresnet",
     },
     "__init__": {"errors", "zoo", "train", "workflow"},
     "__main__": {"cli"},
