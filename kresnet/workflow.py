@@ -214,6 +214,38 @@ def preview(
     return planned
 
 
+def choose(
+    data: str | Path | None = None,
+    *,
+    variant: str | None = None,
+    weights: str | None = "auto",
+    preset: str = "default",
+    recipe: str | Path | None = None,
+    console: Console,
+    **settings: Any,
+) -> tuple[Plan, Index]:
+    """Decide what `fit` would do with the same arguments, and have the weights here for it.
+
+    Returns:
+        The plan, without an estimate, and the images with their split.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        DataError: The images cannot be used.
+        ResourceError: The weights are not to be had.
+    """
+    choice = _Choice(data, variant, weights, preset, recipe, settings)
+    planned, index = _chosen(choice, console)
+    if planned.recipe.weights is not None:
+        find_weights(
+            planned.recipe.variant,
+            planned.recipe.weights,
+            lambda done, _: console.status(f"weights: {done / 1e6:.0f} MB"),
+        )
+    _tell_data(console, index, "kresnet check names them")
+    return planned, index
+
+
 def find_rate(
     data: str | Path,
     *,

@@ -98,4 +98,4 @@ class Executor(Protocol):
         """Start a job; at most `slots` are under way."""
 
     def close(self) -> None:
-        """Give back what is held."""
+        """End what is under way, letting it save its state, and give back what is held."""

@@ -1,0 +1,569 @@
+"""A search from end to end: plan, search, and the winner as a recipe, refitted and exported.
+
+studies/NAME/
+  study.sqlite     settings and trials, see `kresnet.tune.trials`
+  recipe.yaml      the planner's recipe, which is trial 0
+  space.yaml       what is searched
+  index/           all images and their split
+  images/          the same without the test images: all that a trial is given
+  trials/0007/     the run of a trial, its log and its job beside it
+  best.yaml        the recipe of the best trial
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import keras
+import yaml
+
+import kresnet
+from kresnet.console import Console, duration
+from kresnet.data.scan import Index
+from kresnet.data.sources import name_of
+from kresnet.errors import ConfigError, ResourceError
+from kresnet.evaluate.calibrate import probabilities
+from kresnet.evaluate.metrics import Evaluation, evaluation
+from kresnet.evaluate.predict import predict_logits
+from kresnet.train.estimate import estimated
+from kresnet.train.hardware import has_gpu, policy_name
+from kresnet.train.judge import wilson_interval
+from kresnet.train.recipe import Recipe, rerun, validated
+from kresnet.train.run import Run
+from kresnet.tune.executors import Executor
+from kresnet.tune.local import Local
+from kresnet.tune.oracles import ALGORITHMS, Algorithm, hyperband_budget, keras_tuner
+from kresnet.tune.space import Space
+from kresnet.tune.study import Ending, Study, in_words, winner
+from kresnet.tune.trials import FILE, Ledger, Trial
+from kresnet.workflow import choose, fit
+from kresnet.zoo import build, load_weights
+from kresnet.zoo.download import find_weights
+
+_TRIALS: Final = 20  # where neither trials nor a budget are given
+_REASONS: Final = {
+    "trials": "all trials are done",
+    "budget": "the budget is spent",
+    "space": "there is nothing left to try",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search leaves behind.
+
+    Attributes:
+        study: Its directory.
+        trials: How many there are of each status.
+        epochs: Epochs trained by all of them together.
+        seconds: How long the search took.
+        best: The best trial.
+        planned: Trial 0, the planner's recipe; None if it failed.
+        images: How many validation images the trials are scored on.
+        probe: Accuracy of the probe on them; None without one.
+        recipe: File with the recipe of the best trial.
+        test: The winner on images that neither it nor the search has seen; None if there are none.
+        run: Directory of the refitted winner; None without.
+        export: Its export; None without.
+    """
+
+    study: Path
+    trials: Mapping[str, int]
+    epochs: int
+    seconds: float
+    best: Trial
+    planned: Trial | None
+    images: int
+    probe: float | None
+    recipe: Path
+    test: Evaluation | None = None
+    run: Path | None = None
+    export: Path | None = None
+
+    @property
+    def gain(self) -> float | None:
+        """Validation accuracy of the best trial minus that of the planner's recipe."""
+        if self.planned is None or self.planned.score is None or self.best.score is None:
+            return None
+        return self.best.score - self.planned.score
+
+    def lines(self) -> list[str]:
+        """Return the result in words, a line for each thing to know."""
+        count = sum(self.trials.values())
+        failed = self.trials.get("failed", 0)
+        lines = [
+            f"best    trial {self.best.number}: validation accuracy "
+            f"{_interval(self.best.score or 0.0, self.images)}  {in_words(self.best)}",
+        ]
+        if self.gain is not None and self.planned is not None:
+            lines.append(
+                f"gain    {100 * self.gain:+.1f} points over the planner's recipe "
+                f"({(self.planned.score or 0.0):.3f})"
+            )
+        if self.probe is not None and self.probe > (self.best.score or 0.0):
+            lines.append(f"probe   {self.probe:.3f}: better than any fine-tuning of this search")
+        lines += [
+            f"trials  {count}, of which {failed} failed, {self.epochs} epochs, "
+            f"{duration(self.seconds)}",
+            f"bias    the best of {count} scores on the same {self.images} images is optimistic, "
+            "for some of it is luck that was chosen"
+            + ("; the test images were seen once, by the winner" if self.test else ""),
+        ]
+        if self.test is not None:
+            lines.append(f"test    {self.test}")
+        lines.append(f"recipe  {self.recipe}")
+        if self.export is not None:
+            lines.append(f"export  {self.export}")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return {
+            "study": str(self.study),
+            "trials": dict(self.trials),
+            "epochs": self.epochs,
+            "seconds": round(self.seconds, 1),
+            "best": self.best.as_dict(),
+            "planned": self.planned.as_dict() if self.planned else None,
+            "gain": self.gain,
+            "images": self.images,
+            "probe": self.probe,
+            "recipe": str(self.recipe),
+            "test": self.test.as_dict() if self.test else None,
+            "run": str(self.run) if self.run else None,
+            "export": str(self.export) if self.export else None,
+        }
+
+
+def tune(
+    data: str | Path | None = None,
+    *,
+    trials: int | None = None,
+    budget_s: float | None = None,
+    algorithm: Algorithm = "hyperband",
+    space: str | Path | None = None,
+    jobs: int | None = None,
+    trial_s: float | None = None,
+    memory_bytes: int | None = None,
+    keep: int = 3,
+    retries: int = 1,
+    factor: int = 3,
+    name: str | None = None,
+    studies: str | Path = "studies",
+    refit: bool = True,
+    out: str | Path = "runs",
+    exports: str | Path = "saved_models",
+    executor: Executor | None = None,
+    console: Console | None = None,
+    **job: Any,
+) -> Found:
+    """Search for a recipe that is better than the planner's.
+
+    Args:
+        data: As in `kresnet.fit`.
+        trials: How many, the planner's recipe included; None is one sweep of hyperband, as many as
+            the budget allows, or 20.
+        budget_s: Seconds for the search; what is under way then is ended and can be resumed. None
+            is no limit. Refitting the winner comes after it.
+        algorithm: A key of `kresnet.tune.oracles.ALGORITHMS`.
+        space: File of the space, see `kresnet.tune.space`; None is the default around the plan.
+        jobs: Trials side by side; None is one for each GPU, or for every four cores.
+        trial_s: Seconds after which a trial counts as hanging; None is never.
+        memory_bytes: Resident memory above which a trial is ended; None is no limit.
+        keep: Of how many trials, the best ones, the weights are kept.
+        retries: How often a trial that crashed is tried again.
+        factor: Of hyperband: one in so many trials is promoted, to so many times the epochs.
+        name: Of the study; None is that of the images.
+        studies: Folder of the studies.
+        refit: Train the winner anew and export it, as `kresnet.fit` does.
+        out: Folder of the runs, for the refitted winner.
+        exports: Folder of its export.
+        executor: What runs the trials; None is this machine.
+        console: Where to report; None reports to standard error.
+        **job: What else `kresnet.fit` is told: `variant`, `weights`, `preset`, `recipe`, and fields
+            of the recipe.
+
+    Returns:
+        The winner, and how good it is.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        DataError: The images cannot be used.
+        ResourceError: keras_tuner is not installed, or no trial was successful.
+        Interrupted: It was stopped, and can be resumed.
+    """
+    console = console or Console()
+    keras_tuner()
+    _check(algorithm, trials=trials, keep=keep, retries=retries, factor=factor)
+    asked = Space.load(space) if space is not None else None  # told wrong before images are read
+    planned, index = choose(data, console=console, **job)
+    recipe = _unhurried(planned.recipe, index, given="epochs" in job, console=console)
+    searched = asked or Space.default(recipe)
+    searched.check(recipe, algorithm=algorithm)
+    if algorithm == "hyperband" and recipe.epochs < 2:
+        raise ConfigError(
+            f"Hyperband needs 2 epochs or more to stop early. Received: epochs={recipe.epochs}. "
+            "Raise --epochs or choose another --algorithm."
+        )
+    _fetch(searched, recipe, console)
+    if trials is None and budget_s is None and algorithm != "hyperband":
+        trials = _TRIALS
+    ledger = _new_study(
+        Path(studies),
+        name or name_of(data if data is not None else recipe.data),
+        recipe,
+        index,
+        searched,
+        {
+            "algorithm": algorithm,
+            "trials": trials,
+            "budget_s": budget_s,
+            "trial_s": trial_s,
+            "memory_bytes": memory_bytes,
+            "keep": keep,
+            "retries": retries,
+            "factor": factor,
+            "jobs": jobs,
+            "refit": refit,
+            "out": str(Path(out).absolute()),
+            "exports": str(Path(exports).absolute()),
+        },
+    )
+    console.line("study", f"{ledger.folder}: {_expected(ledger.settings, recipe)}")
+    console.line("space", ", ".join(searched.entries))
+    return _searched(ledger, executor, console)
+
+
+def resume_study(
+    path: str | Path,
+    *,
+    executor: Executor | None = None,
+    console: Console | None = None,
+    **changes: Any,
+) -> Found:
+    """Go on with a study that was stopped, or has a limit that is raised.
+
+    Args:
+        path: Its directory.
+        executor: What runs the trials; None is this machine. It need not be what it was.
+        console: Where to report; None reports to standard error.
+        **changes: Of the settings `trials`, `budget_s`, `trial_s`, `memory_bytes`, `keep`,
+            `retries`, `jobs` and `refit` those that are not as they were; None is as it was.
+
+    Raises:
+        ConfigError: There is no study at `path`, or a setting is wrong.
+    """
+    console = console or Console()
+    ledger = Ledger(path)
+    ledger.update(**{name: value for name, value in changes.items() if value is not None})
+    settings = ledger.settings
+    _check(
+        settings["algorithm"],
+        **{name: settings[name] for name in ("trials", "keep", "retries", "factor")},
+    )
+    done = Counter(trial.status for trial in ledger.trials())
+    said = ", ".join(f"{count} {status}" for status, count in sorted(done.items()))
+    console.line("resume", f"{ledger.folder}: {said or 'no trial yet'}")
+    return _searched(ledger, executor, console)
+
+
+def _searched(ledger: Ledger, executor: Executor | None, console: Console) -> Found:
+    settings = ledger.settings
+    if executor is None:
+        executor = Local(settings["jobs"], gpus=_gpus(), memory_bytes=settings["memory_bytes"])
+    ending = Study(ledger, executor, tell=console.line, status=console.status).search()
+    console.line("ended", f"{_REASONS[ending.reason]} after {duration(ending.seconds)}")
+    found = _found(ledger, ending)
+    console.line("best", f"trial {found.best.number}: {in_words(found.best)}")
+    found = _finished(ledger, found, console)
+    ledger.close()
+    return found
+
+
+def _finished(ledger: Ledger, found: Found, console: Console) -> Found:
+    """Give the winner its one look at the test images, refitted and exported if wanted."""
+    settings = ledger.settings
+    if settings["refit"]:
+        known = settings.get("refitted") or {}
+        if known.get("trial") == found.best.number:
+            return replace(found, **{n: _path(known[n]) for n in ("run", "export")})
+        recipe = Recipe.load(found.recipe)
+        split = recipe.keep_split or str((ledger.folder / "index" / "index.csv").absolute())
+        result = fit(
+            recipe=found.recipe,
+            name=settings["name"],
+            out=settings["out"],
+            exports=settings["exports"],
+            keep_split=split,
+            console=console,
+        )
+        ledger.update(
+            refitted={
+                "trial": found.best.number,
+                "run": str(result.run),
+                "export": str(result.export) if result.export else None,
+            },
+            test=result.test.as_dict() if result.test else None,
+        )
+        return replace(found, test=result.test, run=result.run, export=result.export)
+    test = _tested(ledger, found.best, console)
+    ledger.update(test=test.as_dict() if test else None)
+    return replace(found, test=test)
+
+
+def _tested(ledger: Ledger, best: Trial, console: Console) -> Evaluation | None:
+    """Score the weights that the best trial kept on the test images, if there are any."""
+    index = Index.load(ledger.folder / "index")
+    rows = index.select("test")
+    run = Run.open(ledger.folder / best.directory)
+    if not rows or not run.weights.is_file():
+        return None
+    console.status(f"scoring {len(rows)} test images")
+    size = run.preprocessing.image_size
+    channels = len(run.preprocessing.mean)
+    model: keras.Model = build(
+        run.recipe.variant,
+        num_classes=len(index.classes),
+        input_shape=(size, size, channels),
+        dtype=policy_name(run.recipe.precision),
+        weights=None,
+    )
+    load_weights(model, run.weights)
+    scores = probabilities(predict_logits(model, rows, run.preprocessing), 1.0)
+    return evaluation(scores, [row.label for row in rows], index.classes)
+
+
+def _found(ledger: Ledger, ending: Ending) -> Found:
+    """Write the winner's recipe, and return what is known of it.
+
+    Raises:
+        ResourceError: No trial was successful.
+    """
+    trials = ledger.trials()
+    best = winner(trials)
+    if best is None:
+        errors = [trial.error for trial in trials if trial.error]
+        raise ResourceError(
+            f"A search needs a trial that comes to its end. Received: {len(trials)} without one"
+            f"{f'; the first: {errors[0]}' if errors else ''} See {ledger.folder / 'trials'}."
+        )
+    settings = ledger.settings
+    recipe = rerun(validated(settings["recipe"]), best.fields)
+    path = ledger.folder / "best.yaml"
+    recipe.save(path)
+    planned = trials[0] if trials[0].status == "done" else None
+    return Found(
+        study=ledger.folder,
+        trials=dict(Counter(trial.status for trial in trials)),
+        epochs=epochs_trained(trials),
+        seconds=ending.seconds,
+        best=best,
+        planned=planned,
+        images=settings["images"]["val"],
+        probe=_probe(ledger.folder / best.directory),
+        recipe=path,
+    )
+
+
+def epochs_trained(trials: Sequence[Trial]) -> int:
+    """Return the epochs that trials took together; those of a parent count once."""
+    done = {trial.number: trial.epochs_done for trial in trials}
+    return sum(
+        trial.epochs_done - (done[trial.parent] if trial.parent is not None else 0)
+        for trial in trials
+        if trial.status == "done"
+    )
+
+
+def _new_study(
+    folder: Path,
+    name: str,
+    recipe: Recipe,
+    index: Index,
+    space: Space,
+    settings: Mapping[str, Any],
+) -> Ledger:
+    """Make the directory of a study; a name in use gets a number behind it.
+
+    Raises:
+        ConfigError: The name is none of a folder.
+        ResourceError: The directory cannot be written.
+    """
+    if name.startswith(".") or Path(name).name != name:
+        raise ConfigError(f"`name` must be the plain name of a folder. Received: name={name!r}.")
+    try:
+        path = _new_folder(folder, name)
+        recipe.save(path / "recipe.yaml")
+        text = yaml.safe_dump(space.as_dict(), sort_keys=False)
+        (path / "space.yaml").write_text(text, encoding="utf-8")
+        trained_on = replace(index, rows=tuple(r for r in index.rows if r.split != "test"))
+        for part, content in (("index", index), ("images", trained_on)):
+            (path / part).mkdir()
+            content.save(path / part)
+    except OSError as error:
+        raise ResourceError(
+            f"The study's directory must be writable. Received: {error}. Choose another with "
+            "--studies."
+        ) from None
+    counts = {part: len(index.select(part)) for part in ("train", "val", "test")}
+    return Ledger.create(
+        path,
+        {
+            "name": path.name,
+            "kind": "train",
+            "recipe": recipe.model_dump(mode="json"),
+            "space": space.as_dict(),
+            "seed": recipe.seed,
+            "images": counts,
+            "versions": {"kresnet": kresnet.__version__, "keras_tuner": keras_tuner().__version__},
+            **settings,
+        },
+    )
+
+
+def _new_folder(folder: Path, name: str) -> Path:
+    number = 1
+    while True:
+        path = folder / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _unhurried(recipe: Recipe, index: Index, *, given: bool, console: Console) -> Recipe:
+    """Return the recipe with a number of epochs in place of a time.
+
+    A time allows each trial other epochs, and the same trial others on another day; so the epochs
+    that the planner's time allows on this machine are taken for all.
+
+    Args:
+        recipe: The planner's.
+        index: The images and their split.
+        given: Whether the user has said how many epochs it shall be.
+        console: Where to report.
+    """
+    if recipe.budget_s is None:
+        return recipe
+    epochs = recipe.epochs
+    if not given and epochs:
+        console.status("measuring the speed of this machine")
+        expected = estimated(recipe, index)
+        if expected is not None:
+            epochs = max(min(epochs, expected.epochs), 1)
+            console.line(
+                "epochs",
+                f"{epochs} a trial: what fits into the {duration(recipe.budget_s)} of a training "
+                "here; --epochs changes that",
+            )
+    return rerun(recipe, {"budget_s": None, "epochs": epochs})
+
+
+def _fetch(space: Space, recipe: Recipe, console: Console) -> None:
+    """Have the weights of every variant in the space here before trials want them."""
+    entry = space.entries.get("variant")
+    if entry is None or recipe.weights is None:
+        return
+    for variant in entry.choice or ():
+        find_weights(
+            variant,
+            recipe.weights,
+            lambda done, _, name=variant: console.status(f"{name}: {done / 1e6:.0f} MB"),
+        )
+
+
+def _expected(settings: Mapping[str, Any], recipe: Recipe) -> str:
+    algorithm, trials, budget_s = (settings[n] for n in ("algorithm", "trials", "budget_s"))
+    parts = [algorithm]
+    if trials is not None:
+        parts.append(f"{trials} trials")
+    elif algorithm == "hyperband":
+        count, epochs = hyperband_budget(recipe.epochs, settings["factor"])
+        parts.append(f"1 + {count} trials of {recipe.epochs} + {epochs} epochs")
+    if budget_s is not None:
+        parts.append(f"at most {duration(budget_s)}")
+    return ", ".join(parts)
+
+
+def _check(algorithm: str, *, trials: int | None, keep: int, retries: int, factor: int) -> None:
+    """Refuse settings that make no search.
+
+    Raises:
+        ConfigError: The message names the setting.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ConfigError(
+            f"`algorithm` must be one of {', '.join(ALGORITHMS)}. Received: "
+            f"algorithm={algorithm!r}."
+        )
+    for name, value, least in (
+        ("trials", trials, 1),
+        ("keep", keep, 1),
+        ("retries", retries, 0),
+        ("factor", factor, 2),
+    ):
+        if value is not None and value < least:
+            raise ConfigError(f"`{name}` must be {least} or more. Received: {name}={value}.")
+
+
+def _probe(run: Path) -> float | None:
+    info = Run(run).info
+    return info["probe"]["accuracy"] if info.get("probe") else None
+
+
+def _interval(share: float, n: int) -> str:
+    low, high = wilson_interval(round(share * n), n)
+    return f"{share:.3f} (95 % {low:.3f} to {high:.3f}, n={n})"
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _gpus() -> int:
+    import tensorflow as tf
+
+    return len(tf.config.list_physical_devices("GPU")) if has_gpu() else 0
+
+
+def list_studies(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the studies in a folder, as JSON types, by name.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ConfigError(
+            f"The folder of the studies must exist. Received: {str(folder)!r}. Choose it with "
+            "--studies."
+        )
+    return [summary(file.parent) for file in sorted(root.glob(f"*/{FILE}"))]
+
+
+def summary(path: str | Path) -> dict[str, Any]:
+    """Return what is known of a study, as JSON types.
+
+    Raises:
+        ConfigError: There is no study at `path`.
+    """
+    ledger = Ledger(path, read_only=True)
+    settings, trials = ledger.settings, ledger.trials()
+    ledger.close()
+    best = winner(trials)
+    planned = trials[0] if trials and trials[0].status == "done" else None
+    gain = None
+    if best is not None and planned is not None:
+        gain = (best.score or 0.0) - (planned.score or 0.0)
+    return {
+        "study": str(path),
+        "settings": settings,
+        "trials": [asdict(trial) for trial in trials],
+        "best": best.number if best else None,
+        "gain": gain,
+    }
