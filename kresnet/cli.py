@@ -25,6 +25,7 @@ import typer
 from kresnet.errors import ConfigError, DataError, KresnetError, ResourceError
 
 if TYPE_CHECKING:
+    from kresnet.tune.job import Found
     from kresnet.workflow import Result
 
 app = typer.Typer(
@@ -50,6 +51,11 @@ data_app = typer.Typer(
     help="The images: see what a training sees, pack them into large files.",
 )
 app.add_typer(data_app, name="data")
+study = typer.Typer(
+    no_args_is_help=True,
+    help="The searches: list them, look at one.",
+)
+app.add_typer(study, name="study")
 bench = typer.Typer(
     no_args_is_help=True,
     help="Measurements beside others; they take long and want a machine to themselves.",
@@ -100,6 +106,15 @@ class Optimizer(StrEnum):
     sgd = "sgd"
     lamb = "lamb"
     rmsprop = "rmsprop"
+
+
+class Algorithm(StrEnum):
+    """Choices of --algorithm."""
+
+    hyperband = "hyperband"
+    bayesian = "bayesian"
+    random = "random"
+    grid = "grid"
 
 
 class Order(StrEnum):
@@ -382,6 +397,133 @@ def lr_find(
     typer.echo(f"{found}\n{picture}")
     if found.valley is not None:
         typer.echo(f"next    kresnet train {shlex.quote(data)} --lr {found.valley:.2g}")
+
+
+@app.command()
+def tune(
+    data: Annotated[str | None, typer.Argument(help=DATA_HELP)] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="How many, the planner's recipe included; else one sweep, or 20."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time for the search, as 30m or 2h; the refit comes after.")
+    ] = None,
+    algorithm: Annotated[
+        Algorithm, typer.Option(help="hyperband, bayesian, random or grid.")
+    ] = Algorithm.hyperband,
+    space: Annotated[
+        Path | None, typer.Option(help="YAML of what to search; else around the planner's recipe.")
+    ] = None,
+    jobs: Annotated[
+        str, typer.Option(help="Trials side by side; auto is one a GPU, or for every four cores.")
+    ] = "auto",
+    resume: Annotated[Path | None, typer.Option(help="Directory of a study to go on with.")] = None,
+    trial_budget: Annotated[
+        str | None, typer.Option(help="Time after which a trial counts as hanging, as 20m.")
+    ] = None,
+    trial_memory: Annotated[
+        float | None, typer.Option(help="Gigabytes of memory above which a trial is ended.")
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(help="Keep the weights of so many of the best; else 3.")
+    ] = None,
+    retries: Annotated[
+        int | None, typer.Option(help="Tries again for a trial that crashed; else 1.")
+    ] = None,
+    no_refit: Annotated[
+        bool, typer.Option("--no-refit", help="Write the winner's recipe, and stop there.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of a whole training.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="A name that `kresnet zoo list` prints; else resnet50.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="imagenet, cifar10, a tag as a1_in1k, the path of a checkpoint, or none."
+        ),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="As in `train`: what is planned, and searched around.")
+    ] = "default",
+    recipe: Annotated[
+        Path | None, typer.Option(help="Search around the recipe.yaml of a run.")
+    ] = None,
+    set_: Set = (),
+    name: Annotated[str | None, typer.Option(help="Name of the study and the export.")] = None,
+    studies: Annotated[Path, typer.Option(help="Folder of the studies.")] = Path("studies"),
+    out: Out = Path("runs"),
+    exports: Exports = Path("saved_models"),
+    as_json: Json = False,
+) -> None:
+    """Search for a better recipe: a process a trial, and the winner trained and exported."""
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # the trials want the memory
+    limits: dict[str, Any] = {
+        "trials": trials,
+        "budget_s": _seconds(budget),
+        "jobs": _jobs(jobs),
+        "trial_s": _seconds(trial_budget, option="--trial-budget"),
+        "memory_bytes": None if trial_memory is None else int(trial_memory * 1e9),
+        "keep": keep,
+        "retries": retries,
+        "refit": False if no_refit else None,
+    }
+    limits = {field: value for field, value in limits.items() if value is not None}
+    with _reporting() as console:
+        from kresnet.tune.job import resume_study
+        from kresnet.tune.job import tune as search
+
+        if resume is not None:
+            found = resume_study(resume, console=console, **limits)
+        else:
+            job: dict[str, Any] = {
+                "variant": variant,
+                "weights": weights or "auto",
+                "preset": preset,
+                "recipe": recipe,
+                **({} if epochs is None else {"epochs": epochs}),
+                **_fields(set_),
+            }
+            found = search(
+                data,
+                algorithm=algorithm.value,
+                space=space,
+                name=name,
+                studies=studies,
+                out=out,
+                exports=exports,
+                console=console,
+                **limits,
+                **job,
+            )
+    _show_study(found.study, as_json, found)
+
+
+@study.command(name="list")
+def list_searches(
+    studies: Annotated[Path, typer.Argument(help="Folder of the studies.")] = Path("studies"),
+    as_json: Json = False,
+) -> None:
+    """List the studies with the best of each."""
+    from kresnet.tune.board import as_list, list_studies
+
+    found = list_studies(studies)
+    if as_json:
+        _print_json(found)
+    elif found:
+        typer.echo(as_list(found))
+    else:
+        typer.echo(f"kresnet: there is no study in {studies}.", err=True)
+
+
+@study.command(name="show")
+def show_study(
+    path: Annotated[Path, typer.Argument(help="Directory of a study; it may be under way.")],
+    as_json: Json = False,
+) -> None:
+    """Show a study: every trial, the best first."""
+    _show_study(path, as_json)
 
 
 @app.command()
@@ -1026,18 +1168,39 @@ def _show(result: Result, as_json: bool, photo: str = "PHOTO.jpg") -> None:
     )
 
 
+def _show_study(path: Path, as_json: bool, found: Found | None = None) -> None:
+    from kresnet.tune.board import as_table, summary
+
+    known = summary(path)
+    if as_json:
+        _print_json(known | ({"result": found.as_dict()} if found else {}))
+        return
+    typer.echo(as_table(known))
+    if found is not None:
+        typer.echo("\n" + "\n".join(found.lines()))
+
+
+def _jobs(text: str) -> int | None:
+    """Read --jobs."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"`--jobs` must be 1 or more, or auto. Received: {text!r}.")
+    return int(text)
+
+
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-def _seconds(text: str | None) -> float | None:
+def _seconds(text: str | None, option: str = "--budget") -> float | None:
     """Read a time as 90s, 10m, 2h or plain seconds."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
     if not match or float(match[1]) == 0:
         raise ConfigError(
-            f"`--budget` must be a time above zero, as 90s, 10m or 2h. Received: {text!r}."
+            f"`{option}` must be a time above zero, as 90s, 10m or 2h. Received: {text!r}."
         )
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 

@@ -13,12 +13,13 @@ studies/NAME/
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import keras
+import numpy as np
 import yaml
 
 import kresnet
@@ -34,12 +35,13 @@ from kresnet.train.hardware import has_gpu, policy_name
 from kresnet.train.judge import wilson_interval
 from kresnet.train.recipe import Recipe, rerun, validated
 from kresnet.train.run import Run
+from kresnet.tune.board import epochs_trained, in_words, winner
 from kresnet.tune.executors import Executor
 from kresnet.tune.local import Local
 from kresnet.tune.oracles import ALGORITHMS, Algorithm, hyperband_budget, keras_tuner
 from kresnet.tune.space import Space
-from kresnet.tune.study import Ending, Study, in_words, winner
-from kresnet.tune.trials import FILE, Ledger, Trial
+from kresnet.tune.study import Ending, Study
+from kresnet.tune.trials import Ledger, Trial
 from kresnet.workflow import choose, fit
 from kresnet.zoo import build, load_weights
 from kresnet.zoo.download import find_weights
@@ -290,7 +292,7 @@ def _finished(ledger: Ledger, found: Found, console: Console) -> Found:
     if settings["refit"]:
         known = settings.get("refitted") or {}
         if known.get("trial") == found.best.number:
-            return replace(found, **{n: _path(known[n]) for n in ("run", "export")})
+            return replace(found, run=Path(known["run"]), export=_path(known["export"]))
         recipe = Recipe.load(found.recipe)
         split = recipe.keep_split or str((ledger.folder / "index" / "index.csv").absolute())
         result = fit(
@@ -334,7 +336,7 @@ def _tested(ledger: Ledger, best: Trial, console: Console) -> Evaluation | None:
     )
     load_weights(model, run.weights)
     scores = probabilities(predict_logits(model, rows, run.preprocessing), 1.0)
-    return evaluation(scores, [row.label for row in rows], index.classes)
+    return evaluation(scores, np.array([row.label for row in rows]), index.classes)
 
 
 def _found(ledger: Ledger, ending: Ending) -> Found:
@@ -366,16 +368,6 @@ def _found(ledger: Ledger, ending: Ending) -> Found:
         images=settings["images"]["val"],
         probe=_probe(ledger.folder / best.directory),
         recipe=path,
-    )
-
-
-def epochs_trained(trials: Sequence[Trial]) -> int:
-    """Return the epochs that trials took together; those of a parent count once."""
-    done = {trial.number: trial.epochs_done for trial in trials}
-    return sum(
-        trial.epochs_done - (done[trial.parent] if trial.parent is not None else 0)
-        for trial in trials
-        if trial.status == "done"
     )
 
 
@@ -470,11 +462,8 @@ def _fetch(space: Space, recipe: Recipe, console: Console) -> None:
     if entry is None or recipe.weights is None:
         return
     for variant in entry.choice or ():
-        find_weights(
-            variant,
-            recipe.weights,
-            lambda done, _, name=variant: console.status(f"{name}: {done / 1e6:.0f} MB"),
-        )
+        console.status(f"weights of {variant}")
+        find_weights(variant, recipe.weights)
 
 
 def _expected(settings: Mapping[str, Any], recipe: Recipe) -> str:
@@ -529,41 +518,3 @@ def _gpus() -> int:
     import tensorflow as tf
 
     return len(tf.config.list_physical_devices("GPU")) if has_gpu() else 0
-
-
-def list_studies(folder: str | Path) -> list[dict[str, Any]]:
-    """Return the studies in a folder, as JSON types, by name.
-
-    Raises:
-        ConfigError: There is no such folder.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ConfigError(
-            f"The folder of the studies must exist. Received: {str(folder)!r}. Choose it with "
-            "--studies."
-        )
-    return [summary(file.parent) for file in sorted(root.glob(f"*/{FILE}"))]
-
-
-def summary(path: str | Path) -> dict[str, Any]:
-    """Return what is known of a study, as JSON types.
-
-    Raises:
-        ConfigError: There is no study at `path`.
-    """
-    ledger = Ledger(path, read_only=True)
-    settings, trials = ledger.settings, ledger.trials()
-    ledger.close()
-    best = winner(trials)
-    planned = trials[0] if trials and trials[0].status == "done" else None
-    gain = None
-    if best is not None and planned is not None:
-        gain = (best.score or 0.0) - (planned.score or 0.0)
-    return {
-        "study": str(path),
-        "settings": settings,
-        "trials": [asdict(trial) for trial in trials],
-        "best": best.number if best else None,
-        "gain": gain,
-    }

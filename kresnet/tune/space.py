@@ -348,7 +348,8 @@ def _known(name: str, value: Any) -> Any:
             f"`when` must name a field of the space. Received: {name!r}, which no recipe has."
         )
     field = Recipe.model_fields[name]
-    kind = Annotated[(field.annotation, *field.metadata, Field())]  # type: ignore[valid-type]
+    annotated: Any = Annotated
+    kind = annotated[(field.annotation, *field.metadata, Field())]
     try:
         found = TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

@@ -20,6 +20,7 @@ from kresnet.console import duration
 from kresnet.errors import ConfigError, Interrupted, KresnetError
 from kresnet.train.recipe import Recipe, rerun, validated
 from kresnet.train.signals import stoppable
+from kresnet.tune.board import in_words, ranked, winner
 from kresnet.tune.executors import Executor, Handle, Job, Outcome
 from kresnet.tune.oracles import Asked, Oracle
 from kresnet.tune.space import Space
@@ -292,36 +293,6 @@ class Study:
 
     def _directory(self, trial: Trial) -> Path:
         return (self._ledger.folder / trial.directory).absolute()
-
-
-def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials that were trained to the end of their horizon, the best first.
-
-    Where there is none, those that were trained the longest. Equal accuracies are decided by the
-    loss, then by who was first.
-    """
-    done = [t for t in trials if t.status == "done" and t.score is not None]
-    longest = max((t.fraction for t in done), default=0.0)
-    whole = [t for t in done if t.fraction >= longest]
-    return sorted(whole, key=lambda t: (-(t.score or 0.0), t.loss or 0.0, t.number))
-
-
-def winner(trials: Sequence[Trial]) -> Trial | None:
-    """Return the best trial; None if none was successful."""
-    best = ranked(trials)
-    return best[0] if best else None
-
-
-def in_words(trial: Trial) -> str:
-    """Return what a trial sets, as "lr 0.0003, augment none"."""
-    if trial.number == 0:
-        return "the planner's recipe"
-    texts = (
-        f"{name} {f'{value:.3g}' if isinstance(value, float) else value}"
-        for name, value in trial.fields.items()
-    )
-    parent = "" if trial.parent is None else f"goes on from {trial.parent}: "
-    return parent + ", ".join(texts)
 
 
 def _is_number(value: float | None) -> bool:
