@@ -132,7 +132,7 @@ class Oracle:
         return _FIRST
 
     def ask(self) -> Asked | Literal["idle", "stopped"]:
-        """Return the next trial, "idle" where it takes a result to know it, "stopped" at the end."""
+        """Return the next trial, "idle" if it takes a result to know it, "stopped" if it ends."""
         count = len(self._oracle.trials)
         self._oracle._seed_state = (self._seed + 1) * 1_000_000_007 + count * _DRAWS
         if self.algorithm == "bayesian":
