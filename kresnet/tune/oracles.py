@@ -226,7 +226,7 @@ def hyperband_budget(max_epochs: int, factor: int = 3) -> tuple[int, int]:
     1 or more. Round r of bracket b, from 0 to b, has ceil(E / (b + 1) * `factor`^(b - r)) trials,
     E = ceil(1 + log(`max_epochs`) / log(`factor`)), that are trained up to epoch
     ceil(`max_epochs` / `factor`^(b - r)); each that is promoted goes on from the epoch where it
-    stopped. So 9 epochs and factor 3 are 23 trials and 75 epochs, 27 epochs are 57 trials and 404.
+    stopped. So 9 epochs and factor 3 are 23 trials and 75 epochs, 27 epochs are 70 trials and 375.
 
     Li et al. 2018, arXiv:1603.06560, as keras_tuner 1.4 counts it.
 

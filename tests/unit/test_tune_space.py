@@ -149,9 +149,7 @@ def test_hyperband_keeps_the_epochs_for_itself_and_variants_need_their_own_weigh
     variants = Space.of({"variant": {"choice": ["resnet50", "resnet18"]}})
     variants.check(recipe, algorithm="random")
     with pytest.raises(ConfigError, match="imagenet or none"):
-        variants.check(
-            recipe.model_copy(update={"weights": "some.h5"}), algorithm="random"
-        )
+        variants.check(recipe.model_copy(update={"weights": "some.h5"}), algorithm="random")
 
 
 def test_what_depends_on_the_inactive_is_inactive():
