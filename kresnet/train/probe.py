@@ -52,22 +52,57 @@ def features(
     return np.concatenate(parts), np.concatenate(labels)
 
 
-def fit_head(x: np.ndarray, y: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fit a multinomial logistic regression, its strength chosen by cross-validated likelihood.
+def fit_head(
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    seed: int,
+    strength: float | None = None,
+    smoothing: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit a multinomial logistic regression; see `Heads`."""
+    return Heads(x, y).fit(seed=seed, strength=strength, smoothing=smoothing)
+
+
+class Heads:
+    """Multinomial logistic regressions on the same features.
 
     Args:
         x: Features float32 `(n, c)`.
         y: Labels `(n,)`, every class present.
-        seed: Of the folds.
-
-    Returns:
-        Kernel float32 `(c, classes)` and bias float32 `(classes,)` of a dense layer that gives
-        logits for the features as they are.
     """
-    z, rotation, mean, scale = _centred(x)
-    coef, intercept = _regress(z, y, _choose_strength(z, y, seed=seed))
-    coef = (coef if rotation is None else coef @ rotation) / scale
-    return coef.T.astype(np.float32), (intercept - coef @ mean).astype(np.float32)
+
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self._y = y
+        self._z, self._rotation, self._mean, self._scale = _centred(x)
+
+    def strength(self, *, seed: int) -> float:
+        """Return the strength of the best cross-validated likelihood; the seed is of the folds."""
+        return _choose_strength(self._z, self._y, seed=seed)
+
+    def fit(
+        self, *, seed: int, strength: float | None = None, smoothing: float = 0.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Fit one.
+
+        Args:
+            seed: Of the folds.
+            strength: Inverse strength of the regularisation, for features of unit variance; None is
+                chosen by cross-validated likelihood.
+            smoothing: Share of each label that is spread over all classes, in 0..1.
+
+        Returns:
+            Kernel float32 `(c, classes)` and bias float32 `(classes,)` of a dense layer that gives
+            logits for the features as they are.
+        """
+        if strength is None:
+            strength = self.strength(seed=seed)
+        if smoothing:
+            coef, intercept = _regress_soft(self._z, self._y, strength, smoothing)
+        else:
+            coef, intercept = _regress(self._z, self._y, strength)
+        coef = (coef if self._rotation is None else coef @ self._rotation) / self._scale
+        return coef.T.astype(np.float32), (intercept - coef @ self._mean).astype(np.float32)
 
 
 def held_out_probabilities(
@@ -170,3 +205,39 @@ def _regress(z: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray,
         np.concatenate([-model.coef_, model.coef_]) / 2,
         np.concatenate([-model.intercept_, model.intercept_]) / 2,
     )
+
+
+def _regress_soft(
+    z: np.ndarray, y: np.ndarray, strength: float, smoothing: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `_regress` does, for labels that are spread over all classes in part.
+
+    It minimises what scikit-learn does, the sum of the cross-entropies by `strength` plus half of
+    the squared coefficients, which takes no soft labels.
+    """
+    from scipy.optimize import minimize
+
+    classes = int(y.max()) + 1
+    z = z.astype(np.float64)
+    ridge = 2.0 if classes == 2 else 1.0  # two classes are one logit there, and here its halves
+    targets = (1.0 - smoothing) * np.eye(classes)[y] + smoothing / classes
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = flat.reshape(classes, -1)
+        coef, intercept = weights[:, :-1], weights[:, -1]
+        logits = z @ coef.T + intercept
+        logits -= logits.max(axis=1, keepdims=True)
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        error = np.exp(log_p) - targets
+        gradient = np.column_stack(
+            [strength * error.T @ z + ridge * coef, strength * error.sum(axis=0)]
+        )
+        value = -strength * float((targets * log_p).sum()) + ridge / 2 * float((coef**2).sum())
+        return value / len(z), gradient.ravel() / len(z)
+
+    threads = 1 if z.size * classes < _FIVE_FOLDS else None
+    with threadpool_limits(threads):
+        start = np.zeros(classes * (z.shape[1] + 1))
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    weights = found.x.reshape(classes, -1)
+    return weights[:, :-1], weights[:, -1]

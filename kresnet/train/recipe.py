@@ -76,6 +76,10 @@ class Recipe(BaseModel):
         label_smoothing: Share of each label spread over all classes.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the last block.
+        probe_strength: Inverse strength of the probe's regularisation, for features of variance 1;
+            None is chosen by cross-validation.
+        probe_smoothing: Share of each label that the probe spreads over all classes.
+        probe_mirror: Let the probe learn from the mirror images, too.
         precision: What to compute in; variables are always float32.
         seed: Of the split, the initial weights, the order and the augmentation.
         budget_s: Seconds the whole job may take; fewer epochs are run to keep it. None is no limit.
@@ -131,6 +135,9 @@ class Recipe(BaseModel):
     label_smoothing: Rate = 0.0
     drop_rate: Rate = 0.0
     drop_path_rate: Rate = 0.0
+    probe_strength: Annotated[float | None, Field(gt=0.0)] = None
+    probe_smoothing: Rate = 0.0
+    probe_mirror: bool = False
     precision: Literal["float32", "bfloat16", "float16"]
     seed: Annotated[int, Field(ge=0)] = 0
     budget_s: Annotated[float | None, Field(gt=0.0)] = None

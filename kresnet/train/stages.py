@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kresnet.console import Console
@@ -20,7 +21,7 @@ from kresnet.train.hardware import policy_name
 from kresnet.train.judge import Judge, Score
 from kresnet.train.loop import fine_tune
 from kresnet.train.optimizer import freeze_before, last_stage
-from kresnet.train.probe import features, fit_head
+from kresnet.train.probe import Heads, features, fit_head
 from kresnet.train.recipe import Recipe
 from kresnet.train.refine import better_size, refine
 from kresnet.train.run import Run
@@ -205,13 +206,25 @@ def _probe(
     """Give the model the best linear head on its frozen features, and keep it in the run."""
     started = time.monotonic()
     recipe = run.recipe
-    x, y = features(
-        model,
-        evaluation_batches(rows, preprocessing, batch_size=32),
-        dtype="bfloat16" if recipe.precision == "bfloat16" else "float32",
-        progress=lambda done: console.status(f"probe: features of {done} / {len(rows)} images"),
+    batches = evaluation_batches(rows, preprocessing, batch_size=32)
+
+    def seen(batches: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+        return features(
+            model,
+            batches,
+            dtype="bfloat16" if recipe.precision == "bfloat16" else "float32",
+            progress=lambda done: console.status(f"probe: features of {done} / {len(rows)} images"),
+        )
+
+    x, y = seen(batches)
+    strength = recipe.probe_strength
+    if recipe.probe_mirror:
+        strength = strength or Heads(x, y).strength(seed=recipe.seed)  # folds hold no mirror images
+        mirrored, _ = seen(batches.map(lambda images, labels: (images[:, :, ::-1], labels)))
+        x, y = np.concatenate([x, mirrored]), np.concatenate([y, y])
+    kernel, bias = fit_head(
+        x, y, seed=recipe.seed, strength=strength, smoothing=recipe.probe_smoothing
     )
-    kernel, bias = fit_head(x, y, seed=recipe.seed)
     model.get_layer("head").set_weights([kernel, bias])
     score = judge()
     probe = {**asdict(score), "seconds": round(time.monotonic() - started, 2)}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kresnet.train.probe import features, fit_head
+from kresnet.train.probe import Heads, _regress, _regress_soft, features, fit_head
 
 
 def blobs(n, classes, width, seed, spread=1.0):
@@ -71,3 +71,38 @@ def test_features_are_those_of_the_frozen_model():
     assert relative_error(x, pool) < 1e-5
     assert y.tolist() == list(range(7))
     assert done == [3, 6, 7]
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_soft_labels_of_no_softness_are_hard_ones(classes, strength):
+    z, y = blobs(150, classes, 12, seed=5, spread=2.0)
+    z = (z - z.mean(axis=0)) / z.std()
+    coef, intercept = _regress(z, y, strength)
+    soft, soft_intercept = _regress_soft(z, y, strength, 0.0)
+    a, b = z @ coef.T + intercept, z @ soft.T + soft_intercept
+    centred = [logits - logits.mean(axis=1, keepdims=True) for logits in (a, b)]
+    assert np.abs(centred[0] - centred[1]).max() < 0.02 * np.abs(centred[0]).max()
+
+
+def test_smoothing_and_regularisation_make_a_head_less_sure():
+    x, y = blobs(200, 4, 15, seed=6)
+
+    def surest(**settings):
+        kernel, bias = Heads(x, y).fit(seed=0, **settings)
+        logits = x @ kernel + bias
+        assert (logits.argmax(axis=1) == y).mean() > 0.9
+        return (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).max()
+
+    hard = surest(strength=10.0)
+    assert 0.8 < surest(strength=10.0, smoothing=0.15) < 0.97 < hard
+    assert surest(strength=1e-4) < hard
+
+
+def test_a_strength_that_is_given_is_taken():
+    x, y = blobs(90, 3, 10, seed=0, spread=2.0)
+    chosen = Heads(x, y).strength(seed=0)
+    same = fit_head(x, y, seed=0, strength=chosen)
+    for one, other in zip(fit_head(x, y, seed=0), same, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert np.abs(fit_head(x, y, seed=0, strength=1e-5)[0]).max() < np.abs(same[0]).max() / 2
