@@ -154,7 +154,13 @@ def test_the_time_ends_a_search_and_more_time_goes_on(tmp_path):
 
 def test_a_signal_ends_a_search_so_that_it_can_be_resumed(tmp_path):
     ledger = new_study(tmp_path, trials=6)
-    study = Study(ledger, Instant(lambda j: study._stop() or good(j) if j.trial == 3 else good(j)))
+
+    def answer(job):
+        if job.trial == 3:
+            study._stop()
+        return good(job)
+
+    study = Study(ledger, Instant(answer, polls=2))
     with pytest.raises(Interrupted, match=f"kresnet tune --resume {tmp_path}"):
         study.search()
     assert [t.status for t in ledger.trials()] == ["done", "done", "done", "waiting"]
