@@ -117,6 +117,12 @@ class Algorithm(StrEnum):
     grid = "grid"
 
 
+class Only(StrEnum):
+    """Choices of --only."""
+
+    head = "head"
+
+
 class Order(StrEnum):
     """Choices of --sort."""
 
@@ -410,8 +416,13 @@ def tune(
         str | None, typer.Option(help="Time for the search, as 30m or 2h; the refit comes after.")
     ] = None,
     algorithm: Annotated[
-        Algorithm, typer.Option(help="hyperband, bayesian, random or grid.")
-    ] = Algorithm.hyperband,
+        Algorithm | None,
+        typer.Option(help="hyperband, bayesian, random or grid; else hyperband, a head random."),
+    ] = None,
+    only: Annotated[
+        Only | None,
+        typer.Option(help="head: on features that are computed once, many trials a second."),
+    ] = None,
     space: Annotated[
         Path | None, typer.Option(help="YAML of what to search; else around the planner's recipe.")
     ] = None,
@@ -487,7 +498,8 @@ def tune(
             }
             found = search(
                 data,
-                algorithm=algorithm.value,
+                algorithm=algorithm and algorithm.value,
+                only=only and only.value,
                 space=space,
                 name=name,
                 studies=studies,

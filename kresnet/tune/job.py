@@ -6,6 +6,7 @@ studies/NAME/
   space.yaml       what is searched
   index/           all images and their split
   images/          the same without the test images: all that a trial is given
+  head.log         what the process says that fits heads, in a search for a head
   trials/0007/     the run of a trial, its log and its job beside it
   best.yaml        the recipe of the best trial
 """
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import keras
 import numpy as np
@@ -37,6 +38,7 @@ from kresnet.train.recipe import Recipe, rerun, validated
 from kresnet.train.run import Run
 from kresnet.tune.board import epochs_trained, in_words, winner
 from kresnet.tune.executors import Executor
+from kresnet.tune.head import HeadWorker
 from kresnet.tune.local import Local
 from kresnet.tune.oracles import ALGORITHMS, Algorithm, hyperband_budget, keras_tuner
 from kresnet.tune.space import Space
@@ -146,7 +148,8 @@ def tune(
     *,
     trials: int | None = None,
     budget_s: float | None = None,
-    algorithm: Algorithm = "hyperband",
+    algorithm: Algorithm | None = None,
+    only: Literal["head"] | None = None,
     space: str | Path | None = None,
     jobs: int | None = None,
     trial_s: float | None = None,
@@ -171,7 +174,10 @@ def tune(
             the budget allows, or 20.
         budget_s: Seconds for the search; what is under way then is ended and can be resumed. None
             is no limit. Refitting the winner comes after it.
-        algorithm: A key of `kresnet.tune.oracles.ALGORITHMS`.
+        algorithm: A key of `kresnet.tune.oracles.ALGORITHMS`; None is "hyperband", or "random" for
+            a head.
+        only: "head" searches for a head on the features of the pretrained network, which are
+            computed once; many trials take a second.
         space: File of the space, see `kresnet.tune.space`; None is the default around the plan.
         jobs: Trials side by side; None is one for each GPU, or for every four cores.
         trial_s: Seconds after which a trial counts as hanging; None is never.
@@ -200,12 +206,17 @@ def tune(
     """
     console = console or Console()
     keras_tuner()
+    algorithm = algorithm or ("random" if only else "hyperband")
     _check(algorithm, trials=trials, keep=keep, retries=retries, factor=factor)
     asked = Space.load(space) if space is not None else None  # told wrong before images are read
     planned, index = choose(data, console=console, **job)
-    recipe = _unhurried(planned.recipe, index, given="epochs" in job, console=console)
-    searched = asked or Space.default(recipe)
-    searched.check(recipe, algorithm=algorithm)
+    if only:
+        recipe = _head_alone(planned.recipe)
+    else:
+        recipe = _unhurried(planned.recipe, index, given="epochs" in job, console=console)
+    kind = only or "train"
+    searched = asked or (Space.head(recipe) if only else Space.default(recipe))
+    searched.check(recipe, algorithm=algorithm, kind=kind)
     if algorithm == "hyperband" and recipe.epochs < 2:
         raise ConfigError(
             f"Hyperband needs 2 epochs or more to stop early. Received: epochs={recipe.epochs}. "
@@ -221,6 +232,7 @@ def tune(
         index,
         searched,
         {
+            "kind": kind,
             "algorithm": algorithm,
             "trials": trials,
             "budget_s": budget_s,
@@ -275,7 +287,9 @@ def resume_study(
 
 def _searched(ledger: Ledger, executor: Executor | None, console: Console) -> Found:
     settings = ledger.settings
-    if executor is None:
+    if executor is None and settings["kind"] == "head":
+        executor = HeadWorker(ledger.folder)
+    elif executor is None:
         executor = Local(settings["jobs"], gpus=_gpus(), memory_bytes=settings["memory_bytes"])
     ending = Study(ledger, executor, tell=console.line, status=console.status).search()
     console.line("ended", f"{_REASONS[ending.reason]} after {duration(ending.seconds)}")
@@ -406,7 +420,6 @@ def _new_study(
         path,
         {
             "name": path.name,
-            "kind": "train",
             "recipe": recipe.model_dump(mode="json"),
             "space": space.as_dict(),
             "seed": recipe.seed,
@@ -454,6 +467,21 @@ def _unhurried(recipe: Recipe, index: Index, *, given: bool, console: Console) -
                 "here; --epochs changes that",
             )
     return rerun(recipe, {"budget_s": None, "epochs": epochs})
+
+
+def _head_alone(recipe: Recipe) -> Recipe:
+    """Return the recipe without fine-tuning.
+
+    Raises:
+        ConfigError: It has no pretrained weights.
+    """
+    if recipe.weights is None:
+        raise ConfigError(
+            "A head is searched for on a pretrained network. Received: random weights. "
+            "Choose --weights, or leave --only out."
+        )
+    fields = {"epochs": 0, "budget_s": None, "soup": 0, "larger_test": False}
+    return rerun(recipe, fields | {"recalibrate": False, "progressive": 0.0})
 
 
 def _fetch(space: Space, recipe: Recipe, console: Console) -> None:

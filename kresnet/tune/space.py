@@ -111,6 +111,17 @@ class Space:
         return cls.of(fields)
 
     @classmethod
+    def head(cls, recipe: Recipe) -> Space:
+        """Return the space of a head on features that stay as they are."""
+        fields: dict[str, Any] = {
+            "probe_strength": {"float": [1e-5, 1e2], "log": True},
+            "probe_smoothing": {"float": [0.0, max(0.3, recipe.probe_smoothing)]},
+        }
+        if recipe.flip:
+            fields["probe_mirror"] = {"choice": [False, True]}
+        return cls.of(fields)
+
+    @classmethod
     def load(cls, path: str | Path) -> Space:
         """Read a space from a YAML file; see the first lines of this module.
 
@@ -149,12 +160,18 @@ class Space:
             for name, entry in self.entries.items()
         }
 
-    def check(self, recipe: Recipe, *, algorithm: str) -> None:
+    def check(self, recipe: Recipe, *, algorithm: str, kind: str = "train") -> None:
         """Refuse what cannot be searched around a recipe.
 
         Raises:
             ConfigError: The message names the field.
         """
+        whole = [name for name in self.entries if not name.startswith("probe_")]
+        if kind == "head" and whole:
+            raise ConfigError(
+                "A search for a head alone has the fields that begin with probe_. Received: "
+                f"{whole[0]!r}. Leave it out, or leave --only out."
+            )
         if "epochs" in self.entries and algorithm == "hyperband":
             raise ConfigError(
                 "Hyperband decides on the epochs itself. Received: `epochs` in the space. Leave it "

@@ -27,7 +27,7 @@ from kresnet.tune.space import Space
 from kresnet.tune.trials import Ledger, Trial
 from kresnet.tune.worker import outcome_of
 
-_PAUSE_S: Final = 0.1  # between two looks at the trials under way
+_PAUSES_S: Final = (0.002, 0.2)  # between two looks at what is under way: longer and longer
 _NOTE_S: Final = 10.0  # between two notes of the time spent
 _MOST_LOST: Final = 10  # machines that a trial may lose, before it is at fault itself
 _HEAVY: Final = ("state", "model.weights.safetensors")
@@ -91,6 +91,7 @@ class Study:
         )
         self._spent_s = float(settings.get("spent_s", 0.0))
         self._noted = self._began = time.monotonic()
+        self._pause_s = _PAUSES_S[0]
         self._under_way: dict[int, Handle] = {}
         self._lost: dict[int, int] = {}
         self._exhausted = self._stopping = False
@@ -214,6 +215,7 @@ class Study:
         for number, outcome in ended:
             del self._under_way[number]
             self._end(number, outcome)
+            self._pause_s = _PAUSES_S[0]
         return bool(ended)
 
     def _end(self, number: int, outcome: Outcome) -> None:
@@ -262,7 +264,8 @@ class Study:
             self._ledger.update(spent_s=self._seconds)
         running = ", ".join(map(str, self._under_way))
         self._status(f"trials under way: {running}  {duration(self._seconds)}")
-        time.sleep(_PAUSE_S)
+        time.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _PAUSES_S[1])
 
     def _leave(self) -> None:
         """End what is under way so that it can be gone on with, and note the time spent."""

@@ -171,10 +171,8 @@ def _is_of_probe(name: str) -> bool:
 def _probe_only(recipe: Recipe) -> Recipe:
     from kresnet.train.recipe import rerun
 
-    return rerun(
-        recipe,
-        {"epochs": 0, "soup": 0, "larger_test": False, "recalibrate": False, "progressive": 0.0},
-    )
+    fields = {"epochs": 0, "soup": 0, "larger_test": False, "recalibrate": False}
+    return rerun(recipe, fields | {"progressive": 0.0})
 
 
 @contextmanager
