@@ -499,7 +499,7 @@ def _expected(settings: Mapping[str, Any], recipe: Recipe) -> str:
     parts = [algorithm]
     if trials is not None:
         parts.append(f"{trials} trials")
-    elif algorithm == "hyperband":
+    elif algorithm == "hyperband" and budget_s is None:
         count, epochs = hyperband_budget(recipe.epochs, settings["factor"])
         parts.append(f"1 + {count} trials of {recipe.epochs} + {epochs} epochs")
     if budget_s is not None:

@@ -87,7 +87,7 @@ class Study:
             seed=int(settings["seed"]),
             max_epochs=max(self._recipe.epochs, 1),
             factor=int(settings["factor"]),
-            endless=self._most is not None,
+            endless=self._most is not None or self._budget_s is not None,
         )
         self._spent_s = float(settings.get("spent_s", 0.0))
         self._noted = self._began = time.monotonic()
@@ -197,10 +197,12 @@ class Study:
             self._end(trial.number, Outcome(ok=False, error=str(error), kind="config"))
             return
         parent = None if trial.parent is None else self._ledger.trial(trial.parent)
+        directory = self._directory(trial)
+        directory.parent.mkdir(exist_ok=True)  # other machines must see it
         job = Job(
             trial=trial.number,
             recipe=recipe.model_dump(mode="json"),
-            directory=str(self._directory(trial)),
+            directory=str(directory),
             index=str((self._ledger.folder / "images").absolute()),
             stop_after=trial.epochs if trial.epochs < trial.horizon else None,
             go_on_from=None if parent is None else str(self._directory(parent)),
