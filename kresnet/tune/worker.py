@@ -223,7 +223,8 @@ def _follow_the_search() -> None:
     """End this process at once when its standard input ends: whoever started it is gone."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold at the end
+            pass
         os._exit(Interrupted.exit_code)
 
     threading.Thread(target=wait, daemon=True).start()
