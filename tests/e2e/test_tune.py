@@ -126,7 +126,7 @@ def test_a_promoted_trial_is_the_one_that_was_never_paused(digits, images):
     (arrays, meta), (others, known) = (
         load_state(Path(job.directory) / "state") for job in (straight, last)
     )
-    steps = [name for name in arrays if name.endswith("/iterations")]
+    steps = [name for name in arrays if name.endswith("/iteration")]
     assert len(steps) == 1
     assert arrays[steps[0]] == 3 * 6  # 120 images, 20 a step
     assert arrays.keys() == others.keys()
