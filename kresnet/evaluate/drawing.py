@@ -11,8 +11,10 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-_WIDTH, _HEIGHT = 440, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 420, 12, 222
+WIDTH, HEIGHT = 440, 260
+LEFT, RIGHT, TOP, BOTTOM = 58, 420, 12, 222
+"""Sides of the plot in a drawing of WIDTH x HEIGHT."""
+
 _STROKES: Final = ("first", "second", "third")
 
 
@@ -36,19 +38,19 @@ def line_chart(
         return Markup()
     count = max(len(line) for _, line in series)
     low, high = min([*values, *([] if bottom is None else [bottom])]), max(values)
-    ticks = _ticks(low, high)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    marks = ticks(low, high)
+    low, high = min(low, marks[0]), max(high, marks[-1])
 
     def x(k: int) -> float:
-        return _LEFT + (_RIGHT - _LEFT) * (k / (count - 1) if count > 1 else 0.5)
+        return LEFT + (RIGHT - LEFT) * (k / (count - 1) if count > 1 else 0.5)
 
     def y(value: float) -> float:
-        return _BOTTOM - (_BOTTOM - _TOP) * (value - low) / (high - low)
+        return BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
 
-    parts = [_across(y(t), form(t)) for t in ticks]
+    parts = [across(y(t), form(t)) for t in marks]
     step = max(1, math.ceil(count / 8))
-    parts += [_below(x(k), str(k + 1)) for k in range(0, count, step)]
-    parts.append(_below((_LEFT + _RIGHT) / 2, "epoch", 20))
+    parts += [below(x(k), str(k + 1)) for k in range(0, count, step)]
+    parts.append(below((LEFT + RIGHT) / 2, "epoch", 20))
     for name, line, stroke in zip(*zip(*series, strict=True), _STROKES, strict=False):
         points = [(x(k), y(v)) for k, v in enumerate(line) if v is not None and math.isfinite(v)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
@@ -59,7 +61,7 @@ def line_chart(
             for k, (a, b) in enumerate(points)
             if count <= 60
         ]  # fmt: skip
-    return _figure(title, parts)
+    return figure(title, parts)
 
 
 def reliability_chart(title: str, bins: Sequence[dict[str, Any]]) -> Markup:
@@ -72,23 +74,23 @@ def reliability_chart(title: str, bins: Sequence[dict[str, Any]]) -> Markup:
     most = max(b["n"] for b in bins) or 1
 
     def x(score: float) -> float:
-        return _LEFT + (_RIGHT - _LEFT) * score
+        return LEFT + (RIGHT - LEFT) * score
 
     def y(share: float) -> float:
-        return _BOTTOM - (_BOTTOM - _TOP) * share
+        return BOTTOM - (BOTTOM - TOP) * share
 
-    parts = [_across(y(t), f"{t:.0%}") for t in (0, 0.25, 0.5, 0.75, 1)]
-    parts += [_below(x(t), f"{t:.0%}") for t in (0, 0.25, 0.5, 0.75, 1)]
-    parts.append(_below((_LEFT + _RIGHT) / 2, "score of the answer", 20))
+    parts = [across(y(t), f"{t:.0%}") for t in (0, 0.25, 0.5, 0.75, 1)]
+    parts += [below(x(t), f"{t:.0%}") for t in (0, 0.25, 0.5, 0.75, 1)]
+    parts.append(below((LEFT + RIGHT) / 2, "score of the answer", 20))
     for b in bins:
-        height = 0.2 * (_BOTTOM - _TOP) * b["n"] / most
+        height = 0.2 * (BOTTOM - TOP) * b["n"] / most
         parts.append(
             Markup('<rect class="area" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>')
-            .format(x(b["low"]) + 1, _BOTTOM - height, x(b["high"]) - x(b["low"]) - 2, height)
+            .format(x(b["low"]) + 1, BOTTOM - height, x(b["high"]) - x(b["low"]) - 2, height)
         )  # fmt: skip
     parts.append(
         Markup('<line class="ideal" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
-            _LEFT, _BOTTOM, _RIGHT, _TOP
+            LEFT, BOTTOM, RIGHT, TOP
         )
     )
     for b in bins:
@@ -106,31 +108,32 @@ def reliability_chart(title: str, bins: Sequence[dict[str, Any]]) -> Markup:
                 "</circle>"
             ).format(place, y(low), y(high), y(b["accuracy"]), told)
         )
-    return _figure(title, parts)
+    return figure(title, parts)
 
 
-def _figure(title: str, parts: Sequence[Markup]) -> Markup:
+def figure(title: str, parts: Sequence[Markup], height: float = HEIGHT) -> Markup:
+    """Return a drawing with a title for those who do not see it."""
     return Markup(
-        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
-    ).format(_WIDTH, _HEIGHT, title, Markup().join(parts))  # fmt: skip
+        '<svg viewBox="0 0 {} {:g}" role="img" aria-label="{}">{}</svg>'
+    ).format(WIDTH, height, title, Markup().join(parts))  # fmt: skip
 
 
-def _across(y: float, text: str) -> Markup:
+def across(y: float, text: str) -> Markup:
     """Return a line across, with its value at the left."""
     return Markup(
         '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
         '<text x="{}" y="{:.1f}" text-anchor="end">{}</text>'
-    ).format(_LEFT, _RIGHT, y, y, _LEFT - 6, y + 4, escape(text))
+    ).format(LEFT, RIGHT, y, y, LEFT - 6, y + 4, escape(text))
 
 
-def _below(x: float, text: str, down: int = 0) -> Markup:
+def below(x: float, text: str, down: int = 0) -> Markup:
     """Return a text below the axis."""
     return Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-        x, _BOTTOM + 16 + down, text
+        x, BOTTOM + 16 + down, text
     )
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Return three to six round values that hold `low` and `high` between them."""
     span, size = high - low, max(abs(low), abs(high))
     if span <= max(1e-9 * size, 1e-30):  # all the same but for rounding
