@@ -10,6 +10,7 @@ import tensorflow as tf
 
 Loss = Literal["softmax", "sigmoid"]
 Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+Errors = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 _PRESENT = 0.2  # a class with more of a target is present, as timm's --bce-target-thresh
 
@@ -40,7 +41,7 @@ def train_step(
     """
     variables = model.trainable_variables
     classes = model.output_shape[-1]
-    errors_of = _softmax if loss == "softmax" else _sigmoid
+    errors_of = errors_by(loss)
 
     def learned(
         images: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, count: tf.Tensor
@@ -86,6 +87,11 @@ def train_step(
         return value
 
     return step
+
+
+def errors_by(loss: Loss) -> Errors:
+    """Return what takes targets and logits `(b, k)` and gives the error of each image `(b,)`."""
+    return _softmax if loss == "softmax" else _sigmoid
 
 
 def _softmax(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
