@@ -37,6 +37,7 @@ _HOME = {
     "resume": "kresnet.workflow",
     **dict.fromkeys(_ZOO, "kresnet.zoo"),
 }
+_PACKAGES = ("tune", "zoo")
 
 __all__ = [*sorted(_HOME), "__version__"]
 
@@ -44,10 +45,10 @@ __all__ = [*sorted(_HOME), "__version__"]
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
-    if name == "zoo":
-        return import_module("kresnet.zoo")
+    if name in _PACKAGES:
+        return import_module(f"kresnet.{name}")
     raise AttributeError(f"module 'kresnet' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "zoo"])
+    return sorted([*__all__, *_PACKAGES])
