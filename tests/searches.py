@@ -40,6 +40,7 @@ def write_study(folder, *, trials=24, seed=0, **settings):
             "recipe": recipe.model_dump(mode="json"), "space": Space.of(SPACE).as_dict(),
             "algorithm": "random", "seed": 3, "factor": 3, "trials": trials, "budget_s": None,
             "trial_s": None, "retries": 1, "keep": 3, "spent_s": 4000.0,
+            "images": {"train": 420, "val": 90, "test": 90},
         } | settings,
     )  # fmt: skip
     for number in range(trials):

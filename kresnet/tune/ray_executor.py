@@ -83,6 +83,7 @@ class Ray:
 
     def start(self, job: Job) -> _Task:
         """Start a job on whichever machine has room for it, now or later."""
+        Path(job.directory).parent.mkdir(parents=True, exist_ok=True)
         reference = self._task.remote(job.as_dict(), self._memory_bytes, self._command)
         task = _Task(self._ray, reference)
         self._running = [one for one in self._running if one.poll() is None] + [task]

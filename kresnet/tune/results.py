@@ -19,7 +19,6 @@ from markupsafe import Markup
 
 from kresnet.console import duration
 from kresnet.data.findings import printable
-from kresnet.data.scan import Index
 from kresnet.train.judge import wilson_interval
 from kresnet.tune.charts import bars, history, parallel, value_text
 from kresnet.tune.importance import LEAST, Importance, importance
@@ -60,7 +59,7 @@ class Findings:
         ranking: Those that can be compared, the best first.
         seconds: Time that the search has taken so far.
         importance: What matters; None where there are too few trials to tell.
-        luck: Of the best score; None where there is nothing to choose among.
+        luck: Of the best score; None where there is none.
         test: `accuracy`, `n` and `interval` of the winner on the hold-out images; None if it was
             not scored on them.
     """
@@ -119,8 +118,7 @@ def findings(ledger: Ledger, *, test: Mapping[str, Any] | None = None) -> Findin
     settings, trials = ledger.settings, ledger.trials()
     space = Space.of(settings["space"])
     ranking = ranked(trials)
-    folder = ledger.folder / "images"
-    images = len(Index.load(folder).select("val")) if folder.is_dir() else 0
+    images = settings["images"]["val"]
     return Findings(
         name=str(settings.get("name", ledger.folder.name)),
         settings=settings,
@@ -129,7 +127,7 @@ def findings(ledger: Ledger, *, test: Mapping[str, Any] | None = None) -> Findin
         ranking=ranking,
         seconds=float(settings.get("spent_s", 0.0)),
         importance=importance(trials, space),
-        luck=luck(ranking[0].score or 0.0, len(ranking), images) if ranking and images else None,
+        luck=luck(ranking[0].score or 0.0, len(ranking), images) if ranking else None,
         test=test if test is not None else settings.get("test"),
     )
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import randomize
 from safetensors.numpy import save_file
 
+from kresnet.train.recipe import Recipe
 from kresnet.zoo import build
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -70,3 +71,17 @@ def test_mistakes_are_one_line(tmp_path):
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].startswith("The images must be in a folder.")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_tune_flowers_writes_the_best_recipe(striped, tmp_path):
+    pytest.importorskip("keras_tuner", reason="the extra `tune` is not installed")
+    done = run("tune_flowers.py", striped, "none", "resnet8_cifar", 2, 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    *trials, best = done.stdout.splitlines()
+    scores = [float(line.split()[0]) for line in trials if line.startswith("0.")]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+    recipe = Recipe.load(tmp_path / best)
+    assert recipe.variant == "resnet8_cifar"
+    assert repr(recipe.lr) in trials[-2]

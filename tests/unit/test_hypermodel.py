@@ -43,7 +43,7 @@ def digits(tmp_path_factory):
 
 def hypermodel(data, **changes):
     settings = SETTINGS | {"weights": None, "space": SPACE, "console": Console(quiet=True)}
-    return kresnet.tune.ResNetHyperModel(data, variant="resnet20_cifar", **settings | changes)
+    return kresnet.tune.ResNetHyperModel(data, variant="resnet8_cifar", **settings | changes)
 
 
 class Seen(keras.callbacks.Callback):
@@ -143,7 +143,7 @@ def test_frozen_norms_keep_their_statistics_under_fit_and_early_layers_learn_slo
 
 
 def test_a_pretrained_network_starts_with_the_head_of_the_probe(digits, tmp_path):
-    network = kresnet.build("resnet20_cifar", num_classes=3, input_shape=(32, 32))
+    network = kresnet.build("resnet8_cifar", num_classes=3, input_shape=(32, 32))
     from safetensors.numpy import save_file
 
     save_file(
