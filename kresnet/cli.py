@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,6 @@ import typer
 from kresnet.errors import ConfigError, DataError, KresnetError, ResourceError
 
 if TYPE_CHECKING:
-    from kresnet.tune.job import Found
     from kresnet.workflow import Result
 
 app = typer.Typer(
@@ -430,6 +430,12 @@ def tune(
         str, typer.Option(help="Trials side by side; auto is one a GPU, or for every four cores.")
     ] = "auto",
     resume: Annotated[Path | None, typer.Option(help="Directory of a study to go on with.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster for the trials, as auto; local starts one."),
+    ] = None,
+    trial_cpus: Annotated[int, typer.Option(help="With --ray: cores of a trial.")] = 4,
+    trial_gpus: Annotated[float, typer.Option(help="With --ray: GPUs of a trial.")] = 0.0,
     trial_budget: Annotated[
         str | None, typer.Option(help="Time after which a trial counts as hanging, as 20m.")
     ] = None,
@@ -485,8 +491,15 @@ def tune(
         from kresnet.tune.job import resume_study
         from kresnet.tune.job import tune as search
 
+        cluster = None
+        if ray is not None:
+            from kresnet.tune.ray_executor import Ray
+
+            address = None if ray == "local" else ray
+            memory = limits.get("memory_bytes")
+            cluster = partial(Ray, address, cpus=trial_cpus, gpus=trial_gpus, memory_bytes=memory)
         if resume is not None:
-            found = resume_study(resume, console=console, **limits)
+            found = resume_study(resume, executor=cluster, console=console, **limits)
         else:
             job: dict[str, Any] = {
                 "variant": variant,
@@ -505,11 +518,16 @@ def tune(
                 studies=studies,
                 out=out,
                 exports=exports,
+                executor=cluster,
                 console=console,
                 **limits,
                 **job,
             )
-    _show_study(found.study, as_json, found)
+        text, known = _of_study(found.study)
+    if as_json:
+        _print_json(known | {"result": found.as_dict()})
+    else:
+        typer.echo("\n\n".join((text, "\n".join(found.lines()))))
 
 
 @study.command(name="list")
@@ -534,8 +552,13 @@ def show_study(
     path: Annotated[Path, typer.Argument(help="Directory of a study; it may be under way.")],
     as_json: Json = False,
 ) -> None:
-    """Show a study: every trial, the best first."""
-    _show_study(path, as_json)
+    """Show a study: every trial, the best first, and the page study.html in it."""
+    with _reporting():
+        text, known = _of_study(path)
+    if as_json:
+        _print_json(known)
+    else:
+        typer.echo(text)
 
 
 @app.command()
@@ -1180,16 +1203,15 @@ def _show(result: Result, as_json: bool, photo: str = "PHOTO.jpg") -> None:
     )
 
 
-def _show_study(path: Path, as_json: bool, found: Found | None = None) -> None:
-    from kresnet.tune.board import as_table, summary
+def _of_study(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return what is known of a study in words and as JSON types, and draw its page."""
+    from kresnet.tune.results import findings, in_words, leaderboard, write_page
+    from kresnet.tune.trials import Ledger
 
-    known = summary(path)
-    if as_json:
-        _print_json(known | ({"result": found.as_dict()} if found else {}))
-        return
-    typer.echo(as_table(known))
-    if found is not None:
-        typer.echo("\n" + "\n".join(found.lines()))
+    found = findings(Ledger(path, read_only=True))
+    page = write_page(found, path)
+    words = "\n".join(in_words(found))
+    return f"{leaderboard(found)}\n\n{words}\n{page}", found.as_dict() | {"study": str(path)}
 
 
 def _jobs(text: str) -> int | None:

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from kresnet.errors import ConfigError
 from kresnet.tune.trials import FILE, Ledger, Trial
-
-_WIDEST: Final = 100  # characters of what a trial sets, or of its error, in a table
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
@@ -92,30 +90,6 @@ def list_studies(folder: str | Path) -> list[dict[str, Any]]:
     return [summary(file.parent) for file in sorted(root.glob(f"*/{FILE}"))]
 
 
-def as_table(known: Mapping[str, Any]) -> str:
-    """Return a study as text: a line a trial, the best first, then those that were stopped early.
-
-    Args:
-        known: What `summary` returns.
-    """
-    trials = [_read(fields) for fields in known["trials"]]
-    if not trials:
-        return "no trial yet"
-    lines = ["trial  val accuracy  loss   epochs   time     sets"]
-    for trial in _in_order(trials):
-        score = "-" if trial.score is None else f"{trial.score:.4f}"
-        loss = "-" if trial.loss is None else f"{trial.loss:.3f}"
-        epochs = f"{trial.epochs_done}/{trial.horizon}"
-        said = in_words(trial) if trial.status == "done" else f"{trial.status}: {in_words(trial)}"
-        if trial.error:
-            said = f"{trial.status}: {trial.error}"
-        lines.append(
-            f"{trial.number:>5}  {score:>12}  {loss:<5}  {epochs:<7}  {trial.seconds:6.1f} s "
-            f"{said[:_WIDEST]}"
-        )
-    return "\n".join(lines)
-
-
 def as_list(studies: Sequence[Mapping[str, Any]]) -> str:
     """Return studies as text, a line each.
 
@@ -136,15 +110,3 @@ def as_list(studies: Sequence[Mapping[str, Any]]) -> str:
             + (f"  unfinished: kresnet tune --resume {one['study']}" if left else "")
         )
     return "\n".join(lines)
-
-
-def _in_order(trials: Sequence[Trial]) -> list[Trial]:
-    """Return whole trainings first, then the longer before the shorter, then what has no score."""
-    return sorted(
-        trials,
-        key=lambda t: (t.score is None, -t.fraction, -(t.score or 0.0), t.loss or 0.0, t.number),
-    )
-
-
-def _read(fields: Mapping[str, Any]) -> Trial:
-    return Trial(**{name: value for name, value in fields.items() if name != "fraction"})

@@ -9,12 +9,13 @@ studies/NAME/
   head.log         what the process says that fits heads, in a search for a head
   trials/0007/     the run of a trial, its log and its job beside it
   best.yaml        the recipe of the best trial
+  study.html       all of this, to read; tensorboard/ has it for TensorBoard's HParams
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -33,7 +34,6 @@ from kresnet.evaluate.metrics import Evaluation, evaluation
 from kresnet.evaluate.predict import predict_logits
 from kresnet.train.estimate import estimated
 from kresnet.train.hardware import has_gpu, policy_name
-from kresnet.train.judge import wilson_interval
 from kresnet.train.recipe import Recipe, rerun, validated
 from kresnet.train.run import Run
 from kresnet.tune.board import epochs_trained, in_words, winner
@@ -41,6 +41,7 @@ from kresnet.tune.executors import Executor
 from kresnet.tune.head import HeadWorker
 from kresnet.tune.local import Local
 from kresnet.tune.oracles import ALGORITHMS, Algorithm, hyperband_budget, keras_tuner
+from kresnet.tune.results import findings, write_hparams, write_page
 from kresnet.tune.space import Space
 from kresnet.tune.study import Ending, Study
 from kresnet.tune.trials import Ledger, Trial
@@ -96,29 +97,15 @@ class Found:
         return self.best.score - self.planned.score
 
     def lines(self) -> list[str]:
-        """Return the result in words, a line for each thing to know."""
-        count = sum(self.trials.values())
-        failed = self.trials.get("failed", 0)
+        """Return what is beside the table of the trials to know, a line each."""
+        best = self.best.score or 0.0
+        count, failed = sum(self.trials.values()), self.trials.get("failed", 0)
         lines = [
-            f"best    trial {self.best.number}: validation accuracy "
-            f"{_interval(self.best.score or 0.0, self.images)}  {in_words(self.best)}",
-        ]
-        if self.gain is not None and self.planned is not None:
-            lines.append(
-                f"gain    {100 * self.gain:+.1f} points over the planner's recipe "
-                f"({(self.planned.score or 0.0):.3f})"
-            )
-        if self.probe is not None and self.probe > (self.best.score or 0.0):
-            lines.append(f"probe   {self.probe:.3f}: better than any fine-tuning of this search")
-        lines += [
             f"trials  {count}, of which {failed} failed, {self.epochs} epochs, "
-            f"{duration(self.seconds)}",
-            f"bias    the best of {count} scores on the same {self.images} images is optimistic, "
-            "for some of it is luck that was chosen"
-            + ("; the test images were seen once, by the winner" if self.test else ""),
+            f"{duration(self.seconds)}"
         ]
-        if self.test is not None:
-            lines.append(f"test    {self.test}")
+        if self.probe is not None and self.probe > best:
+            lines.append(f"probe   {self.probe:.3f}: better than any fine-tuning of this search")
         lines.append(f"recipe  {self.recipe}")
         if self.export is not None:
             lines.append(f"export  {self.export}")
@@ -162,7 +149,7 @@ def tune(
     refit: bool = True,
     out: str | Path = "runs",
     exports: str | Path = "saved_models",
-    executor: Executor | None = None,
+    executor: Callable[[], Executor] | None = None,
     console: Console | None = None,
     **job: Any,
 ) -> Found:
@@ -190,7 +177,7 @@ def tune(
         refit: Train the winner anew and export it, as `kresnet.fit` does.
         out: Folder of the runs, for the refitted winner.
         exports: Folder of its export.
-        executor: What runs the trials; None is this machine.
+        executor: Makes what runs the trials, as a Ray cluster; None is this machine.
         console: Where to report; None reports to standard error.
         **job: What else `kresnet.fit` is told: `variant`, `weights`, `preset`, `recipe`, and fields
             of the recipe.
@@ -255,7 +242,7 @@ def tune(
 def resume_study(
     path: str | Path,
     *,
-    executor: Executor | None = None,
+    executor: Callable[[], Executor] | None = None,
     console: Console | None = None,
     **changes: Any,
 ) -> Found:
@@ -263,7 +250,7 @@ def resume_study(
 
     Args:
         path: Its directory.
-        executor: What runs the trials; None is this machine. It need not be what it was.
+        executor: Makes what runs the trials; None is this machine. It need not be what it was.
         console: Where to report; None reports to standard error.
         **changes: Of the settings `trials`, `budget_s`, `trial_s`, `memory_bytes`, `keep`,
             `retries`, `jobs` and `refit` those that are not as they were; None is as it was.
@@ -285,17 +272,22 @@ def resume_study(
     return _searched(ledger, executor, console)
 
 
-def _searched(ledger: Ledger, executor: Executor | None, console: Console) -> Found:
+def _searched(ledger: Ledger, executor: Callable[[], Executor] | None, console: Console) -> Found:
     settings = ledger.settings
-    if executor is None and settings["kind"] == "head":
-        executor = HeadWorker(ledger.folder)
-    elif executor is None:
-        executor = Local(settings["jobs"], gpus=_gpus(), memory_bytes=settings["memory_bytes"])
-    ending = Study(ledger, executor, tell=console.line, status=console.status).search()
+    if executor is not None:
+        running: Executor = executor()
+    elif settings["kind"] == "head":
+        running = HeadWorker(ledger.folder)
+    else:
+        running = Local(settings["jobs"], gpus=_gpus(), memory_bytes=settings["memory_bytes"])
+    ending = Study(ledger, running, tell=console.line, status=console.status).search()
     console.line("ended", f"{_REASONS[ending.reason]} after {duration(ending.seconds)}")
     found = _found(ledger, ending)
     console.line("best", f"trial {found.best.number}: {in_words(found.best)}")
     found = _finished(ledger, found, console)
+    known = findings(ledger)
+    write_hparams(known, ledger.folder)
+    console.line("report", str(write_page(known, ledger.folder)))
     ledger.close()
     return found
 
@@ -531,11 +523,6 @@ def _check(algorithm: str, *, trials: int | None, keep: int, retries: int, facto
 def _probe(run: Path) -> float | None:
     info = Run(run).info
     return info["probe"]["accuracy"] if info.get("probe") else None
-
-
-def _interval(share: float, n: int) -> str:
-    low, high = wilson_interval(round(share * n), n)
-    return f"{share:.3f} (95 % {low:.3f} to {high:.3f}, n={n})"
 
 
 def _path(text: str | None) -> Path | None:

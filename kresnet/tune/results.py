@@ -20,10 +20,10 @@ from markupsafe import Markup
 from kresnet.console import duration
 from kresnet.data.findings import printable
 from kresnet.train.judge import wilson_interval
+from kresnet.tune.board import ranked
 from kresnet.tune.charts import bars, history, parallel, value_text
 from kresnet.tune.importance import LEAST, Importance, importance
 from kresnet.tune.space import Entry, Space
-from kresnet.tune.study import ranked
 from kresnet.tune.trials import Ledger, Trial
 
 PAGE: Final = "study.html"
