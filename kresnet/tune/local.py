@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,8 @@ LOG: Final = "worker.log"
 
 _CORES_EACH: Final = 4  # of a trial, with --jobs auto: a small network gains little by more
 _GRACE_S: Final = 20.0  # to save and end, for a worker that is asked to
+_IDLE_S: Final = 900.0  # without any computing, after which a worker counts as hanging
+_COMPUTING: Final = 0.001  # seconds of a processor a second, below which nothing is computed
 _LOG_END: Final = 4_000  # bytes of a log that are looked at for the reason of a crash
 
 
@@ -31,6 +35,7 @@ class Local:
         jobs: Trials side by side; None is one for each GPU, or for every four cores.
         gpus: GPUs of this machine; each trial is given one in turn.
         memory_bytes: Resident memory above which a trial is ended; None is no limit.
+        idle_s: Seconds in which a worker computes nothing, after which it counts as hanging.
         command: What starts a worker; the path of a job's file is put behind it.
     """
 
@@ -40,6 +45,7 @@ class Local:
         *,
         gpus: int = 0,
         memory_bytes: int | None = None,
+        idle_s: float = _IDLE_S,
         command: Sequence[str] = (sys.executable, "-m", "kresnet.tune.worker"),
     ) -> None:
         cores = _own_cores()
@@ -48,7 +54,7 @@ class Local:
         if jobs < 1:
             raise ConfigError(f"`jobs` must be 1 or more, or auto. Received: jobs={jobs}.")
         self._places = [_Place(k, cores, jobs, gpus) for k in range(jobs)]
-        self._memory_bytes, self._command = memory_bytes, tuple(command)
+        self._limits, self._command = _Limits(memory_bytes, idle_s), tuple(command)
         self._running: dict[int, _Process] = {}  # by place
 
     @property
@@ -63,7 +69,7 @@ class Local:
             for k in range(len(self._places))
             if k not in self._running or self._running[k].has_ended
         )
-        process = _Process(job, self._command, self._places[number], self._memory_bytes)
+        process = _Process(job, self._command, self._places[number], self._limits)
         self._running[number] = process
         return process
 
@@ -77,6 +83,14 @@ class Local:
             time.sleep(0.05)
         for process in left:
             process.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What a worker may not go beyond."""
+
+    memory_bytes: int | None
+    idle_s: float
 
 
 class _Place:
@@ -107,11 +121,10 @@ class _Place:
 class _Process:
     """A worker under way, in a process group of its own."""
 
-    def __init__(
-        self, job: Job, command: Sequence[str], place: _Place, memory_bytes: int | None
-    ) -> None:
-        self._job, self._memory_bytes = job, memory_bytes
-        self._started = time.monotonic()
+    def __init__(self, job: Job, command: Sequence[str], place: _Place, limits: _Limits) -> None:
+        self._job, self._limits = job, limits
+        self._started = self._looked = time.monotonic()
+        self._computed_s = 0.0  # seconds of a processor, when it was looked at
         self._outcome: Outcome | None = None
         folder = Path(job.directory)
         # Beside the run until there is one, for a run's directory is made by the worker.
@@ -141,16 +154,10 @@ class _Process:
             code = self._process.poll()
             if code is not None:
                 self._end(self._result(code))
-            elif self._is_late():
-                self._end_by_force(
-                    f"Not done after {self._job.deadline_s:.0f} s, which was the deadline.", "hang"
-                )
-            elif (used := self._too_much()) is not None:
-                self._end_by_force(
-                    f"It took {used / 1e9:.2f} GB of memory, and {self._memory_bytes / 1e9:.2f} GB "  # type: ignore[operator]
-                    "are allowed.",
-                    "memory",
-                )
+            elif (beyond := self._beyond()) is not None:
+                self._signal(signal.SIGKILL)
+                self._process.wait()
+                self._end(beyond)
         return self._outcome
 
     def ask_to_end(self) -> None:
@@ -162,11 +169,6 @@ class _Process:
         self._signal(signal.SIGKILL)
         self._process.wait()
         self._end(self._outcome or self._result(self._process.returncode))
-
-    def _end_by_force(self, why: str, kind: str) -> None:
-        self._signal(signal.SIGKILL)
-        self._process.wait()
-        self._end(Outcome(ok=False, error=why, kind=kind))  # type: ignore[arg-type]
 
     def _end(self, outcome: Outcome) -> None:
         if self._process.stdin is not None:
@@ -181,16 +183,28 @@ class _Process:
         except (ProcessLookupError, PermissionError):
             return  # there is nobody left
 
-    def _is_late(self) -> bool:
-        limit = self._job.deadline_s
-        return limit is not None and time.monotonic() - self._started > limit
+    def _beyond(self) -> Outcome | None:
+        """Return the failure of a worker that is beyond a limit."""
+        deadline, memory = self._job.deadline_s, self._limits.memory_bytes
+        if deadline is not None and time.monotonic() - self._started > deadline:
+            said = f"Not done after {deadline:.0f} s, which was the deadline."
+            return Outcome(ok=False, error=said, kind="hang")
+        if memory is not None and (used := resident_bytes(self._process.pid)) > memory:
+            said = f"It took {used / 1e9:.2f} GB of memory, and {memory / 1e9:.2f} GB are allowed."
+            return Outcome(ok=False, error=said, kind="memory")
+        if self._is_idle():
+            said = f"It computed nothing for {self._limits.idle_s:.0f} s."
+            return Outcome(ok=False, error=said, kind="hang")
+        return None
 
-    def _too_much(self) -> int | None:
-        """Return the resident memory in bytes if it is above the limit."""
-        if self._memory_bytes is None:
-            return None
-        used = resident_bytes(self._process.pid)
-        return used if used > self._memory_bytes else None
+    def _is_idle(self) -> bool:
+        """Tell whether the worker has not computed for long, as one that waits for ever."""
+        since = time.monotonic() - self._looked
+        if since < self._limits.idle_s:
+            return False
+        before, self._computed_s = self._computed_s, processor_seconds(self._process.pid)
+        self._looked = time.monotonic()
+        return 0 <= self._computed_s - before < _COMPUTING * since
 
     def _result(self, code: int) -> Outcome:
         """Return what became of a process that ended with `code`."""
@@ -220,6 +234,16 @@ def resident_bytes(process: int | str = "self") -> int:
     except (OSError, IndexError):
         return 0
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def processor_seconds(process: int) -> float:
+    """Return the seconds that a process has computed, on all cores; infinite if not known."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return math.inf
+    user, system = text.rsplit(")", 1)[1].split()[11:13]  # the name before may hold spaces
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _own_cores() -> list[int]:

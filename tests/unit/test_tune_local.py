@@ -1,6 +1,7 @@
 """Trials as processes: every way in which one can end is an outcome, and none is left running."""
 
 import json
+import math
 import os
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from searching import WORKER
 
 from kresnet.errors import ConfigError
 from kresnet.tune.executors import Job
-from kresnet.tune.local import LOG, Local, resident_bytes
+from kresnet.tune.local import LOG, Local, processor_seconds, resident_bytes
 
 
 def command(tmp_path, script):
@@ -102,6 +103,18 @@ def test_what_hangs_is_ended_with_its_children(tmp_path):
     assert gone(int((tmp_path / "child").read_text()))
     assert executor.start(job(tmp_path, deadline_s=0.0))  # its place is free again
     executor.close()
+
+
+def test_what_waits_for_ever_is_ended_and_what_computes_is_not(tmp_path):
+    executor = Local(1, command=command(tmp_path, "import time; time.sleep(600)"), idle_s=2.0)
+    outcome = wait(executor.start(job(tmp_path)))
+    assert outcome.kind == "hang"
+    assert "nothing for 2 s" in outcome.error
+    executor = Local(1, command=command(tmp_path, "while True: pass"), idle_s=1.0)
+    handle = executor.start(job(tmp_path, deadline_s=6.0))
+    assert "deadline" in wait(handle).error
+    assert processor_seconds(os.getpid()) > 0.1
+    assert processor_seconds(2**22 + 1) == math.inf
 
 
 def gone(process, limit_s=20):
