@@ -30,6 +30,7 @@ from kresnet.tune.worker import outcome_of
 _PAUSES_S: Final = (0.002, 0.2)  # between two looks at what is under way: longer and longer
 _NOTE_S: Final = 10.0  # between two notes of the time spent
 _MOST_LOST: Final = 10  # machines that a trial may lose, before it is at fault itself
+_MOST_REPEATS: Final = 20  # in a row, after which there is nothing new to try
 _HEAVY: Final = ("state", "model.weights.safetensors")
 
 
@@ -159,13 +160,34 @@ class Study:
             return waiting[0]
         if not trials:
             return self._add_planned()
-        if self._exhausted or (self._most is not None and len(trials) >= self._most):
-            return None
-        asked = self._oracle.ask()
-        if isinstance(asked, Asked):
-            return self._add(asked, trials)
-        self._exhausted = asked == "stopped"
+        for _ in range(_MOST_REPEATS):
+            if self._exhausted or (self._most is not None and len(trials) >= self._most):
+                return None
+            asked = self._oracle.ask()
+            if not isinstance(asked, Asked):
+                self._exhausted = asked == "stopped"
+                return None
+            trial = self._add(asked, trials)
+            same = self._like(trial, trials)
+            if same is None:
+                return trial
+            self._end(trial.number, Outcome(True, same.score, same.loss, same.epochs_done))
+            trials = self._ledger.trials()
+        self._exhausted = True
         return None
+
+    def _like(self, trial: Trial, others: Sequence[Trial]) -> Trial | None:
+        """Return a trial that has shown already what this one would: some oracles ask twice."""
+        planned = {name: getattr(self._recipe, name) for name in self._space.entries}
+
+        def trained(one: Trial) -> tuple[dict[str, Any], int]:
+            fields = planned | dict(one.fields)
+            return {name: _comparable(value) for name, value in fields.items()}, one.epochs
+
+        if trial.parent is not None:
+            return None
+        wanted = trained(trial)
+        return next((t for t in others if t.status == "done" and trained(t) == wanted), None)
 
     def _add_planned(self) -> Trial:
         """Add trial 0, the planner's recipe."""
@@ -298,6 +320,10 @@ class Study:
 
     def _directory(self, trial: Trial) -> Path:
         return (self._ledger.folder / trial.directory).absolute()
+
+
+def _comparable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _is_number(value: float | None) -> bool:

@@ -105,6 +105,26 @@ def test_a_search_of_failures_alone_comes_to_its_end(tmp_path):
     assert len(ledger.trials()) == 1 + 9 + 5 + 3
 
 
+def test_what_is_asked_twice_is_trained_once(tmp_path):
+    """keras_tuner's Gaussian process comes back to the best of a few choices for ever."""
+    executor = Instant()
+    ledger, ending = search(
+        tmp_path,
+        executor,
+        algorithm="bayesian",
+        trials=None,
+        budget_s=600.0,
+        space={"norms": {"choice": ["train", "frozen"]}, "flip": {"choice": [True, False]}},
+    )
+    assert ending.reason == "space"
+    assert 3 <= len(executor.jobs) <= 4  # all that there are, or all but one
+    trials = ledger.trials()
+    assert len(trials) >= len(executor.jobs) + 20
+    assert {t.status for t in trials} == {"done"}
+    first = {job.trial for job in executor.jobs}
+    assert ranked(trials)[0].number in first
+
+
 def test_lost_machines_are_no_fault_of_the_trial_within_a_bound(tmp_path):
     starts = []
 
