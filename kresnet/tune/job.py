@@ -32,6 +32,7 @@ from kresnet.errors import ConfigError, ResourceError
 from kresnet.evaluate.calibrate import probabilities
 from kresnet.evaluate.metrics import Evaluation, evaluation
 from kresnet.evaluate.predict import predict_logits
+from kresnet.train.disk import check_room, disk_needed
 from kresnet.train.estimate import estimated
 from kresnet.train.hardware import has_gpu, policy_name
 from kresnet.train.recipe import Recipe, rerun, validated
@@ -210,6 +211,8 @@ def tune(
             "Raise --epochs or choose another --algorithm."
         )
     _fetch(searched, recipe, console)
+    if not only:
+        _check_disk(recipe, index, runs=keep + 1, studies=Path(studies), exports=Path(exports))
     if trials is None and budget_s is None and algorithm != "hyperband":
         trials = _TRIALS
     ledger = _new_study(
@@ -474,6 +477,16 @@ def _head_alone(recipe: Recipe) -> Recipe:
         )
     fields = {"epochs": 0, "budget_s": None, "soup": 0, "larger_test": False}
     return rerun(recipe, fields | {"recalibrate": False, "progressive": 0.0})
+
+
+def _check_disk(recipe: Recipe, index: Index, *, runs: int, studies: Path, exports: Path) -> None:
+    """Refuse to begin where not even the best trials and one under way fit on the disk.
+
+    Raises:
+        ResourceError: They do not.
+    """
+    one = disk_needed(recipe, index.select("train"), num_classes=len(index.classes))
+    check_room(replace(one, run=runs * one.run), out=studies, exports=exports)
 
 
 def _fetch(space: Space, recipe: Recipe, console: Console) -> None:
