@@ -136,6 +136,10 @@ def asked(folder):
     return found
 
 
+def ended(folder):
+    return sum(row[1] in ("done", "failed") for row in asked(folder))
+
+
 def search(folder, script, takes):
     os.environ |= {"STARTED": str(folder / "started.txt"), "TAKES": str(takes)}
     executor = Local(1, command=(sys.executable, str(script)))
@@ -168,16 +172,18 @@ def main(root, algorithm, kills, seed):
         new_study(root / name, seed=3, **limits).close()
     number = fork(search, root / "whole", script, 0)
     assert os.waitpid(number, 0)[1] == 0
-    done, statuses = 0, []
+    # Spread over the search, and each at any moment of a trial.
+    goals = [k * (len(asked(root / "whole")) - 2) // kills for k in range(kills)]
+    statuses = []
     while True:
-        number = fork(search, root / "killed", script, 0.1)
-        if done < kills:
-            time.sleep(rng.uniform(0.3, 1.5))
+        number = fork(search, root / "killed", script, 0.2)
+        if len(statuses) < kills:
+            while ended(root / "killed") < goals[len(statuses)]:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.0, 0.3))
             os.kill(number, signal.SIGKILL)
-            done += 1
-        status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
-        statuses.append(status)
-        if status != -signal.SIGKILL:
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]))
+        if statuses[-1] != -signal.SIGKILL:
             break
     started = [line.split() for line in (root / "killed" / "started.txt").read_text().splitlines()]
     time.sleep(0.3)

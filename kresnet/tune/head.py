@@ -57,6 +57,7 @@ class HeadWorker:
     def start(self, job: Job) -> _Head:
         """Hand a job to the process; one that has ended is started anew."""
         if self._process is None or self._process.poll() is not None:
+            self.close()
             self._process = self._started()
         process = self._process
         try:
