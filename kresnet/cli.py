@@ -502,6 +502,8 @@ def tune(
             found = resume_study(resume, executor=cluster, console=console, **limits)
         else:
             job: dict[str, Any] = {
+                "algorithm": algorithm and algorithm.value,
+                "only": only and only.value,
                 "variant": variant,
                 "weights": weights or "auto",
                 "preset": preset,
@@ -511,8 +513,6 @@ def tune(
             }
             found = search(
                 data,
-                algorithm=algorithm and algorithm.value,
-                only=only and only.value,
                 space=space,
                 name=name,
                 studies=studies,
