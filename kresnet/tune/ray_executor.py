@@ -25,6 +25,7 @@ from kresnet.tune.executors import Job, Outcome
 from kresnet.tune.local import Local
 
 _LOOK_S: Final = 0.2  # between two looks at a worker
+_REACH_S: Final = 10.0  # for the head of a cluster to answer
 _GRACE_S: Final = 30.0  # for workers that are asked to save and end
 _WORKER: Final = (sys.executable, "-m", "kresnet.tune.worker")
 
@@ -228,6 +229,8 @@ def _connect(ray: ModuleType, address: str | None) -> None:
         ResourceError: There is none.
     """
     try:
+        if address:
+            _reach(address)  # Ray itself would try for many minutes
         ray.init(
             address=address or "local",
             log_to_driver=False,
@@ -239,6 +242,13 @@ def _connect(ray: ModuleType, address: str | None) -> None:
             f"There must be a Ray cluster at its address. Received: ray={address!r} "
             f"({_line(error)}). Start one with: ray start --head"
         ) from None
+
+
+def _reach(address: str) -> None:
+    """Raise an OSError where nothing listens at "host:port", with or without a protocol."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
 
 
 def _line(error: BaseException) -> str:

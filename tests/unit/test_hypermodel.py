@@ -92,6 +92,7 @@ def test_a_tuner_of_keras_tuner_searches_it(digits, tmp_path, seen):
     assert kresnet.Recipe.load(tmp_path / "best.yaml") == best
 
 
+@pytest.mark.slow
 def test_what_hyperband_promotes_goes_on_with_its_optimizer_and_its_rate(digits, tmp_path, seen):
     model = hypermodel(digits, epochs=3, space={"lr": SPACE["lr"]})
     tuner = keras_tuner.Hyperband(
