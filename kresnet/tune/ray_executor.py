@@ -24,6 +24,7 @@ from kresnet.errors import ConfigError, ResourceError
 from kresnet.tune.executors import Job, Outcome
 from kresnet.tune.local import Local
 
+_CORES_EACH: Final = 4  # of a trial: a small network gains little by more
 _LOOK_S: Final = 0.2  # between two looks at a worker
 _REACH_S: Final = 10.0  # for the head of a cluster to answer
 _GRACE_S: Final = 30.0  # for workers that are asked to save and end
@@ -36,8 +37,10 @@ class Ray:
     Args:
         address: Of a cluster, as "auto" or "10.0.0.1:6379"; None starts one of this machine, which
             ends with the executor.
-        cpus: Cores of a trial; each is computed with as many threads.
-        gpus: GPUs of a trial; a part of one lets trials share it.
+        jobs: Trials side by side at most; None is as many as there is room for.
+        cpus: Cores of a trial, and threads; None is four, or as many as the largest machine has.
+        gpus: GPUs of a trial, where a part of one lets trials share it; None is one if there are
+            any.
         memory_bytes: Resident memory above which a trial is ended; None is no limit.
         command: What starts a worker on a machine of the cluster; the path of a job's file is put
             behind it.
@@ -51,20 +54,26 @@ class Ray:
         self,
         address: str | None = None,
         *,
-        cpus: int = 1,
-        gpus: float = 0.0,
+        jobs: int | None = None,
+        cpus: int | None = None,
+        gpus: float | None = None,
         memory_bytes: int | None = None,
         command: Sequence[str] = _WORKER,
     ) -> None:
-        if cpus < 1 or gpus < 0:
+        if (jobs is not None and jobs < 1) or (cpus is not None and cpus < 1) or (gpus or 0) < 0:
             raise ConfigError(
-                "A trial takes 1 core or more, and no GPU, a part of one or some. "
-                f"Received: cpus={cpus}, gpus={gpus}."
+                "There is 1 trial or more at a time, of 1 core or more, and no GPU, a part of one "
+                f"or some. Received: jobs={jobs}, cpus={cpus}, gpus={gpus}."
             )
         self._ray = _ray()
         self._own = not self._ray.is_initialized()
         if self._own:
             _connect(self._ray, address)
+        self._most = jobs
+        if cpus is None:
+            cpus = int(max(min(_CORES_EACH, self._largest("CPU")), 1))
+        if gpus is None:
+            gpus = min(self._largest("GPU"), 1.0)
         self._needs = {"CPU": float(cpus), "GPU": float(gpus)}
         self._check_room()
         threads = {"TF_NUM_INTRAOP_THREADS": str(cpus), "OMP_NUM_THREADS": str(cpus)}
@@ -80,7 +89,8 @@ class Ray:
     @property
     def slots(self) -> int:
         """How many trials the machines that are there now have room for; 1 if there are none."""
-        return max(sum(map(self._room, self._machines())), 1)
+        room = max(sum(map(self._room, self._machines())), 1)
+        return room if self._most is None else min(room, self._most)
 
     def start(self, job: Job) -> _Task:
         """Start a job on whichever machine has room for it, now or later."""
@@ -105,6 +115,9 @@ class Ray:
 
     def _machines(self) -> list[Mapping[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def _largest(self, kind: str) -> float:
+        return max((machine.get(kind, 0.0) for machine in self._machines()), default=0.0)
 
     def _room(self, machine: Mapping[str, float]) -> int:
         return min(int(machine.get(kind, 0) // n) for kind, n in self._needs.items() if n)
