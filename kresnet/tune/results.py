@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from kresnet.console import duration
 from kresnet.data.findings import printable
+from kresnet.errors import ResourceError
 from kresnet.train.judge import wilson_interval
 from kresnet.tune.board import ranked
 from kresnet.tune.charts import bars, history, parallel, value_text
@@ -268,6 +269,9 @@ def write_page(found: Findings, folder: Path) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        ResourceError: It cannot be written.
     """
     environment = Environment(
         loader=PackageLoader("kresnet.tune", "."),
@@ -283,8 +287,13 @@ def write_page(found: Findings, folder: Path) -> Path:
     environment.filters["duration"] = duration
     text = environment.get_template("study.html.j2").render(_content(found))
     partial = folder / f".{PAGE}.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(folder / PAGE)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / PAGE)
+    except OSError as error:
+        raise ResourceError(
+            f"The study's directory must be writable. Received: {error}. Make room or rights."
+        ) from None
     return folder / PAGE
 
 

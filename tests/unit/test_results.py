@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from searches import SPACE, accuracy, recipe_for, write_study
 
+from kresnet.errors import ResourceError
 from kresnet.tune.charts import bars, history, parallel
 from kresnet.tune.importance import EPOCHS, importance, place
 from kresnet.tune.results import findings, in_words, leaderboard, luck, write_hparams, write_page
@@ -194,6 +195,11 @@ def test_a_study_without_results_has_a_page(tmp_path):
     text = write_page(empty, tmp_path / "s").read_text()
     assert text.count("No trial has come to its end yet.") == 2
     assert empty.as_dict()["best"] is None
+
+
+def test_a_page_that_cannot_be_written_is_one_line(found, tmp_path):
+    with pytest.raises(ResourceError, match=r"The study's directory must be writable. Received"):
+        write_page(found, tmp_path / "nowhere")
 
 
 def test_tensorboard_gets_every_finished_trial(found, tmp_path):
