@@ -434,8 +434,12 @@ def tune(
         str | None,
         typer.Option(help="Address of a Ray cluster for the trials, as auto; local starts one."),
     ] = None,
-    trial_cpus: Annotated[int, typer.Option(help="With --ray: cores of a trial.")] = 4,
-    trial_gpus: Annotated[float, typer.Option(help="With --ray: GPUs of a trial.")] = 0.0,
+    trial_cpus: Annotated[
+        int | None, typer.Option(help="With --ray: cores of a trial; else up to four.")
+    ] = None,
+    trial_gpus: Annotated[
+        float | None, typer.Option(help="With --ray: GPUs of a trial; else one, if there are any.")
+    ] = None,
     trial_budget: Annotated[
         str | None, typer.Option(help="Time after which a trial counts as hanging, as 20m.")
     ] = None,
@@ -497,7 +501,14 @@ def tune(
 
             address = None if ray == "local" else ray
             memory = limits.get("memory_bytes")
-            cluster = partial(Ray, address, cpus=trial_cpus, gpus=trial_gpus, memory_bytes=memory)
+            cluster = partial(
+                Ray,
+                address,
+                jobs=limits.get("jobs"),
+                cpus=trial_cpus,
+                gpus=trial_gpus,
+                memory_bytes=memory,
+            )
         if resume is not None:
             found = resume_study(resume, executor=cluster, console=console, **limits)
         else:
