@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from kresnet.evaluate.drawing import BOTTOM, LEFT, RIGHT, TOP, across, below, figure, ticks
+from kresnet.evaluate.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, across, below, figure, ticks
 from kresnet.tune.importance import place
 from kresnet.tune.space import Space
 from kresnet.tune.trials import Trial
@@ -65,7 +65,7 @@ def history(
             Markup('<circle class="second" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title>')
             .format(x(at), y(score), f"{name}: {score:.1%}") + Markup("</circle>")
         )  # fmt: skip
-    return figure(title, parts)
+    return figure(title, parts, HEIGHT + 6)
 
 
 def parallel(title: str, trials: Sequence[Trial], space: Space) -> Markup:
@@ -87,11 +87,9 @@ def parallel(title: str, trials: Sequence[Trial], space: Space) -> Markup:
     scores = [trial.score or 0.0 for trial in ranked]
     low, high = scores[0], scores[-1]
     names = list(space.entries)
-    parts = []
-    for k, name in enumerate(names):
-        ends = _ends(space, name)
-        parts += _row(k, name, ends)
-    parts += _row(len(names), "validation accuracy", (f"{low:.1%}", f"{high:.1%}"))
+    rows = [(name, _ends(space, name)) for name in names]
+    rows.append(("validation accuracy", (f"{low:.1%}", f"{high:.1%}")))
+    parts = [_axis(k) for k in range(len(rows))]
     best = max(1, round(_BEST * len(ranked)))
     for number, trial in enumerate(ranked):  # the best last, so on top
         points = [
@@ -105,6 +103,8 @@ def parallel(title: str, trials: Sequence[Trial], space: Space) -> Markup:
         stroke = "first" if number >= len(ranked) - best else "faintly"
         told = f"trial {trial.number}: {scores[number]:.1%}; {said(trial.fields)}"
         parts.append(_polyline(stroke, points, told))
+    for k, (name, ends) in enumerate(rows):  # over the lines, or they could not be read
+        parts += _texts(k, name, ends)
     return figure(title, parts, _ROW * (len(names) + 1) + 12)
 
 
@@ -167,15 +167,17 @@ def _down(k: int) -> float:
     return _ROW * k + 28
 
 
-def _row(k: int, name: str, values: Sequence[str]) -> list[Markup]:
-    """Return the line of a field, its name above it and its values below, evenly spread."""
+def _axis(k: int) -> Markup:
+    """Return the line of a field."""
+    return Markup('<line class="grid" x1="{0:g}" x2="{1:g}" y1="{2:g}" y2="{2:g}"/>').format(
+        _across(0), _across(1), _down(k)
+    )
+
+
+def _texts(k: int, name: str, values: Sequence[str]) -> list[Markup]:
+    """Return the name of a field, above its line, and its values below, evenly spread."""
     y, last = _down(k), max(len(values) - 1, 1)
-    parts = [
-        Markup(
-            '<line class="grid" x1="{0:g}" x2="{1:g}" y1="{2:g}" y2="{2:g}"/>'
-            '<text class="name" x="{0:g}" y="{3:g}">{4}</text>'
-        ).format(_across(0), _across(1), y, y - 8, name)
-    ]
+    parts = [Markup('<text class="name" x="16" y="{:g}">{}</text>').format(y - 8, name)]
     for number, text in enumerate(values):
         anchor = "start" if number == 0 else "end" if number == last else "middle"
         parts.append(

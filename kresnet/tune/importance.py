@@ -119,7 +119,8 @@ def _encoded_rows(trials: Sequence[Trial], space: Space) -> np.ndarray:
 
 def _drawn(space: Space, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return places drawn evenly from a space, and epochs from the trials if they are in `rows`."""
-    count, places = _PLACES * _OTHERS, {}
+    count = _PLACES * _OTHERS
+    places: dict[str, np.ndarray] = {}
     for name, entry in space.entries.items():
         column = rng.random(count)
         if entry.choice is not None:
@@ -153,5 +154,5 @@ def _shares(forest: Any, drawn: np.ndarray, fields: int) -> np.ndarray:
         looked = np.repeat(others, len(values), axis=0)
         looked[:, k] = np.tile(values, len(others))
         means = forest.predict(looked).reshape(len(others), len(values)).mean(axis=0)
-        found.append(means.var() * len(active) / len(drawn) / total)
+        found.append(min(means.var() * len(active) / len(drawn) / total, 1.0))
     return np.array(found)

@@ -141,7 +141,8 @@ class _Task:
 
     def __init__(self, ray: ModuleType, reference: Any) -> None:
         self._ray, self._reference = ray, reference
-        self._started, self._outcome = time.monotonic(), None
+        self._started = time.monotonic()
+        self._outcome: Outcome | None = None
 
     def poll(self) -> Outcome | None:
         """Return what became of it; None while it waits for a machine or is under way."""

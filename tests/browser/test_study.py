@@ -95,7 +95,7 @@ def test_its_numbers_are_those_of_the_study(report, search):
     found, _ = search
     best = found.ranking[0]
     expect(report.locator(".lead")).to_contain_text(f"Trial {best.number} is the best")
-    ranking = report.get_by_role("region", name="Ranking")
+    ranking = report.get_by_role("region", name="The best trials")
     cells = ranking.locator("tbody tr td:nth-child(3)").all_inner_texts()
     assert cells == [f"{trial.score:.1%}" for trial in found.ranking[:20]]
     expect(report.locator("#ranking")).to_contain_text(f"and {len(found.ranking) - 20} more")
@@ -129,7 +129,14 @@ def test_it_can_be_read_by_keyboard(report):
             }"""
             )
         )
-    for name in ("Summary", "Do it again", "Ranking", "Every trial", "Failed trials", "Space"):
+    for name in (
+        "Summary",
+        "Do it again",
+        "The best trials",
+        "Every trial",
+        "Failed trials",
+        "Space",
+    ):
         assert name in reached
     for region in report.get_by_role("region").all():
         assert re.match(r'- region ".+"', region.aria_snapshot())

@@ -1,7 +1,6 @@
 """Trials on a real Ray cluster of two nodes on this machine, one of which is lost."""
 
 import os
-import signal
 import sys
 import time
 from collections import Counter
@@ -111,7 +110,8 @@ def search_and_lose(study, cluster, when):
         if not lost and when():
             lost.append(True)
             for process in cluster.node.all_processes["raylet"]:
-                os.kill(process.process.pid, signal.SIGKILL)
+                process.process.kill()
+                process.process.wait()  # as a zombie, it would count as alive
         wait()
 
     study._wait = waiting
