@@ -262,11 +262,11 @@ class Study:
         )
         if trial.ended and trial.oracle is not None:
             self._oracle.tell(trial.oracle, trial.score if outcome.ok else None, trial.loss)
-        self._say(trial, again=again)
-        self._prune()
-
-    def _say(self, trial: Trial, *, again: bool) -> None:
         trials = self._ledger.trials()
+        self._say(trial, trials, again=again)
+        self._prune(trials)
+
+    def _say(self, trial: Trial, trials: Sequence[Trial], *, again: bool) -> None:
         ended = sum(t.ended for t in trials)
         of = f"/{self._most}" if self._most is not None else ""
         if trial.score is None:
@@ -305,9 +305,8 @@ class Study:
         self._under_way.clear()
         self._ledger.update(spent_s=self._seconds)
 
-    def _prune(self) -> None:
+    def _prune(self, trials: Sequence[Trial]) -> None:
         """Remove weights and states of trials that nothing will go on from."""
-        trials = self._ledger.trials()
         kept = {trial.number for trial in ranked(trials)[: self._keep]}
         open_ = self._oracle.promotable()
         kept |= {trial.number for trial in trials if trial.oracle in open_}

@@ -91,7 +91,7 @@ def test_smoothing_and_regularisation_make_a_head_less_sure():
     def sureness(**settings):
         kernel, bias = Heads(x, y).fit(seed=0, **settings)
         logits = x @ kernel + bias
-        assert (logits.argmax(axis=1) == y).mean() > 0.9
+        assert (logits.argmax(axis=1) == y).mean() > 0.8
         return (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).max(axis=1).mean()
 
     hard = sureness(strength=10.0)
