@@ -510,6 +510,13 @@ def tune(
                 memory_bytes=memory,
             )
         if resume is not None:
+            fixed = {"DATA": data, "--space": space, "--algorithm": algorithm, "--only": only}
+            fixed |= {"--recipe": recipe, "--variant": variant, "--set": set_, "--epochs": epochs}
+            if given := [option for option, value in fixed.items() if value]:
+                raise ConfigError(
+                    "A study is gone on with as it was begun. Received: --resume with "
+                    f"{', '.join(given)}. Leave them out, or begin another study."
+                )
             found = resume_study(resume, executor=cluster, console=console, **limits)
         else:
             job: dict[str, Any] = {
