@@ -46,7 +46,7 @@ from kresnet.tune.results import findings, write_hparams, write_page
 from kresnet.tune.space import Space
 from kresnet.tune.study import Ending, Study
 from kresnet.tune.trials import Ledger, Trial
-from kresnet.workflow import choose, fit
+from kresnet.workflow import Result, choose, fit
 from kresnet.zoo import build, load_weights
 from kresnet.zoo.download import find_weights
 
@@ -72,7 +72,8 @@ class Found:
         images: How many validation images the trials are scored on.
         probe: Accuracy of the probe on them; None without one.
         recipe: File with the recipe of the best trial.
-        test: The winner on images that neither it nor the search has seen; None if there are none.
+        test: `accuracy`, `n`, `interval` and more of the winner on images that neither it nor the
+            search has seen; None if there are none, or it has no weights.
         run: Directory of the refitted winner; None without.
         export: Its export; None without.
     """
@@ -86,7 +87,7 @@ class Found:
     images: int
     probe: float | None
     recipe: Path
-    test: Evaluation | None = None
+    test: Mapping[str, Any] | None = None
     run: Path | None = None
     export: Path | None = None
 
@@ -125,7 +126,7 @@ class Found:
             "images": self.images,
             "probe": self.probe,
             "recipe": str(self.recipe),
-            "test": self.test.as_dict() if self.test else None,
+            "test": None if self.test is None else dict(self.test),
             "run": str(self.run) if self.run else None,
             "export": str(self.export) if self.export else None,
         }
@@ -298,39 +299,47 @@ def _searched(ledger: Ledger, executor: Callable[[], Executor] | None, console: 
 def _finished(ledger: Ledger, found: Found, console: Console) -> Found:
     """Give the winner its one look at the test images, refitted and exported if wanted."""
     settings = ledger.settings
-    if settings["refit"]:
-        known = settings.get("refitted") or {}
-        if known.get("trial") == found.best.number:
-            return replace(found, run=Path(known["run"]), export=_path(known["export"]))
-        recipe = Recipe.load(found.recipe)
-        split = recipe.keep_split or str((ledger.folder / "index" / "index.csv").absolute())
-        result = fit(
-            recipe=found.recipe,
-            name=settings["name"],
-            out=settings["out"],
-            exports=settings["exports"],
-            keep_split=split,
-            console=console,
-        )
-        ledger.update(
-            refitted={
-                "trial": found.best.number,
-                "run": str(result.run),
-                "export": str(result.export) if result.export else None,
-            },
-            test=result.test.as_dict() if result.test else None,
-        )
-        return replace(found, test=result.test, run=result.run, export=result.export)
-    test = _tested(ledger, found.best, console)
-    ledger.update(test=test.as_dict() if test else None)
-    return replace(found, test=test)
+    known = settings.get("finished") or {}
+    if known.get("trial") != found.best.number or known["refit"] != settings["refit"]:
+        known = {
+            "trial": found.best.number,
+            "refit": settings["refit"],
+            "run": None,
+            "export": None,
+        }
+        if settings["refit"]:
+            result = _refitted(ledger, found, console)
+            known |= {"run": str(result.run), "export": result.export and str(result.export)}
+            test = result.test
+        else:
+            test = _tested(ledger, found.best, console)
+        ledger.update(finished=known, test=test.as_dict() if test else None)
+    return replace(
+        found,
+        test=ledger.settings["test"],
+        run=_path(known["run"]),
+        export=_path(known["export"]),
+    )
+
+
+def _refitted(ledger: Ledger, found: Found, console: Console) -> Result:
+    """Train, score and export the best recipe as `kresnet train` does, on the study's split."""
+    settings, recipe = ledger.settings, Recipe.load(found.recipe)
+    return fit(
+        recipe=found.recipe,
+        name=settings["name"],
+        out=settings["out"],
+        exports=settings["exports"],
+        keep_split=recipe.keep_split or str((ledger.folder / "index" / "index.csv").absolute()),
+        console=console,
+    )
 
 
 def _tested(ledger: Ledger, best: Trial, console: Console) -> Evaluation | None:
     """Score the weights that the best trial kept on the test images, if there are any."""
     index = Index.load(ledger.folder / "index")
     rows = index.select("test")
-    run = Run.open(ledger.folder / best.directory)
+    run = Run(ledger.folder / best.directory)
     if not rows or not run.weights.is_file():
         return None
     console.status(f"scoring {len(rows)} test images")

@@ -253,7 +253,7 @@ def test_a_search_from_images_to_the_export(tmp_path, digits):
         Recipe.load(study / "recipe.yaml"), best.fields
     )
     assert metrics(found.run) == metrics(study / best.directory)
-    assert found.test.n == len(rows)
+    assert found.test["n"] == len(rows)
     assert {row.path for row in Run.open(found.run).index.select("test")} == {r.path for r in rows}
     assert (found.export / "saved_model.pb").is_file()
     assert str(study / "best.yaml") in "\n".join(found.lines())
@@ -263,14 +263,14 @@ def test_a_search_from_images_to_the_export(tmp_path, digits):
     # Nothing is left to do, and nothing is done again.
     again = resume_study(study, executor=lambda: executor, console=Console(quiet=True))
     assert len(executor.jobs) == 3
-    assert (again.run, again.export) == (found.run, found.export)
+    assert (again.run, again.export, again.test) == (found.run, found.export, found.test)
     # More trials, and no refit: the test images are for the winner's own weights.
     more = resume_study(
         study, trials=4, refit=False, executor=lambda: executor, console=Console(quiet=True)
     )
     assert len(executor.jobs) == 4
     assert sum(more.trials.values()) == 4
-    assert more.test.n == len(rows)
+    assert more.test["n"] == len(rows)
 
 
 def searched(folder, algorithm, kills, seed):
