@@ -510,7 +510,12 @@ def tune(
                 memory_bytes=memory,
             )
         if resume is not None:
-            fixed = {"DATA": data, "--space": space, "--algorithm": algorithm, "--only": only}
+            fixed: dict[str, Any] = {
+                "DATA": data,
+                "--space": space,
+                "--algorithm": algorithm,
+                "--only": only,
+            }
             fixed |= {"--recipe": recipe, "--variant": variant, "--set": set_, "--epochs": epochs}
             if given := [option for option, value in fixed.items() if value]:
                 raise ConfigError(
