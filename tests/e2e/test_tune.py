@@ -26,6 +26,7 @@ from kresnet.train.recipe import Recipe, rerun
 from kresnet.train.run import Run
 from kresnet.train.state import load_state
 from kresnet.tune.executors import Job
+from kresnet.tune.head import Features
 from kresnet.tune.trials import Ledger
 from kresnet.tune.worker import failure, outcome_of, work
 from kresnet.zoo import build
@@ -160,6 +161,21 @@ def test_trials_share_the_probe_and_are_scored_by_what_they_trained(digits, imag
         assert outcome.score == pytest.approx(float(row["val_accuracy"]), abs=1e-6)
         assert outcome.loss == pytest.approx(float(row["val_loss"]), abs=1e-6)
     assert first.loss != second.loss
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_head_that_is_searched_for_scores_as_the_probe_of_a_training(
+    digits, images, weights, mirror
+):
+    settings = {"probe_strength": 0.05, "probe_smoothing": 0.1, "probe_mirror": mirror}
+    recipe = recipe_of(digits, weights, epochs=0, **settings)
+    score, loss = Features(images).score(recipe.model_dump(mode="json"))
+    trained = do(job_of(recipe, images, 0))
+    assert score == pytest.approx(trained.score, abs=1e-6)
+    assert loss == pytest.approx(trained.loss, rel=1e-3)
+    plain = rerun(recipe, {"probe_strength": None, "probe_smoothing": 0.0, "probe_mirror": False})
+    assert Features(images).score(plain.model_dump(mode="json"))[1] != loss
+    assert len(list((images / "features").glob("*.npz"))) == 2 + mirror
 
 
 def test_no_trial_is_given_the_test_images(digits, images):
