@@ -21,6 +21,7 @@ import numpy as np
 from kresnet.train.plan import plan
 from kresnet.tune.executors import Outcome
 from kresnet.tune.local import Local
+from kresnet.tune.oracles import keras_tuner
 from kresnet.tune.study import Study
 from kresnet.tune.trials import Ledger
 
@@ -163,6 +164,7 @@ def fork(function, *arguments):
 
 def main(root, algorithm, kills, seed):
     """See the first lines of this file."""
+    keras_tuner()  # once, for all the processes that fork from this one
     rng, script = np.random.default_rng(seed), root / "worker.py"
     script.write_text(WORKER)
     limits = {"algorithm": algorithm, "trials": None if algorithm == "hyperband" else 14}
