@@ -471,7 +471,7 @@ def tune(
     recipe: Annotated[
         Path | None, typer.Option(help="Search around the recipe.yaml of a run.")
     ] = None,
-    set_: Set = (),
+    set_: Set = None,
     name: Annotated[str | None, typer.Option(help="Name of the study and the export.")] = None,
     studies: Annotated[Path, typer.Option(help="Folder of the studies.")] = Path("studies"),
     out: Out = Path("runs"),
@@ -532,7 +532,7 @@ def tune(
                 "preset": preset,
                 "recipe": recipe,
                 **({} if epochs is None else {"epochs": epochs}),
-                **_fields(set_),
+                **_fields(set_ or ()),
             }
             found = search(
                 data,
