@@ -452,9 +452,13 @@ def tune(
     retries: Annotated[
         int | None, typer.Option(help="Tries again for a trial that crashed; else 1.")
     ] = None,
-    no_refit: Annotated[
-        bool, typer.Option("--no-refit", help="Write the winner's recipe, and stop there.")
-    ] = False,
+    refit: Annotated[
+        bool | None,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Train the winner anew and export it, as is done; or stop at its recipe.",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a whole training.")] = None,
     variant: Annotated[
         str | None, typer.Option(help="A name that `kresnet zoo list` prints; else resnet50.")
@@ -488,7 +492,7 @@ def tune(
         "memory_bytes": None if trial_memory is None else int(trial_memory * 1e9),
         "keep": keep,
         "retries": retries,
-        "refit": False if no_refit else None,
+        "refit": refit,
     }
     limits = {field: value for field, value in limits.items() if value is not None}
     with _reporting() as console:

@@ -66,8 +66,8 @@ def test_what_is_not_said_is_left_open(calls, capsys):
 
 def test_a_resumed_study_stays_what_it_was(calls, tmp_path):
     study = tmp_path / "study"
-    run("--resume", study, "--trials", 9)
-    assert calls[0] == ((study,), {"trials": 9})
+    run("--resume", study, "--trials", 9, "--refit")
+    assert calls[0] == ((study,), {"trials": 9, "refit": True})
     for wrong in (["photos"], ["--algorithm", "grid"], ["--set", "lr=1"], ["--epochs", 3]):
         with pytest.raises(ConfigError, match="as it was begun"):
             run("--resume", study, *wrong)
