@@ -328,6 +328,7 @@ def command(*arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # it starts about twenty interpreters, one after the other
 def test_real_processes_killed_and_resumed_end_where_others_do(tmp_path, digits):
     """The program itself; one worker and the search are killed while a network is trained."""
     pytest.importorskip("keras_tuner")
