@@ -156,9 +156,10 @@ def test_a_lost_node_costs_no_trial(cluster, digits, idle, tmp_path):
     assert not any(exists(int(process)) for _, process, _ in lines)
 
 
+@pytest.mark.timeout(1500)
 def test_real_trainings_on_two_nodes_outlive_one_of_them(cluster, digits, tmp_path):
     folder = tmp_path / "study"
-    ledger = write_study(folder, digits, trials=4)
+    ledger = write_study(folder, digits, trials=3)
     study = Study(ledger, Ray(cluster.address))
     metrics = [folder / "trials" / f"{number:04d}" / "metrics.csv" for number in (0, 1)]
 
@@ -168,9 +169,9 @@ def test_real_trainings_on_two_nodes_outlive_one_of_them(cluster, digits, tmp_pa
     search_and_lose(study, cluster, both_train)
     trials = ledger.trials()
     ledger.close()
-    assert [(t.status, t.tries, t.epochs_done) for t in trials] == [("done", 1, 2)] * 4
+    assert [(t.status, t.tries, t.epochs_done) for t in trials] == [("done", 1, 2)] * 3
     assert all(0 < t.score <= 1 for t in trials)
-    assert len({t.fields["lr"] for t in trials[1:]}) == 3
+    assert len({t.fields["lr"] for t in trials[1:]}) == 2
 
 
 def test_a_task_is_ended_with_its_worker(cluster, digits, idle, tmp_path):
