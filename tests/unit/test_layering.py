@@ -23,7 +23,9 @@ ALLOWED = {
     "workflow": {
         "errors", "console", "zoo", "data", "train", "evaluate", "export", "serve", "kresnet",
     },
-    "tune": {"errors", "machine", "console", "zoo", "data", "train", "evaluate", "workflow", "kresnet"},
+    "tune": {
+        "errors", "machine", "console", "zoo", "data", "train", "evaluate", "workflow", "kresnet",
+    },
     "bench": {
         "errors", "machine", "console", "zoo", "data", "train", "evaluate", "export", "serve",
         "workflow", "tune", "kresnet",
