@@ -54,7 +54,7 @@ def work(job: Job, console: Console) -> Outcome:
     try:
         train(replace(run, pause_after=job.stop_after), console)
     except Interrupted:
-        if job.stop_after is None or run.epochs_done < job.stop_after:
+        if job.stop_after is None or len(run.metrics) < job.stop_after:
             raise
         finished = False
     else:
@@ -64,7 +64,7 @@ def work(job: Job, console: Console) -> Outcome:
         ok=True,
         score=score,
         loss=loss,
-        epochs=run.epochs_done,
+        epochs=len(run.metrics),
         seconds=round(time.monotonic() - started, 3),
     )
 
