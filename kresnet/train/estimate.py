@@ -33,6 +33,7 @@ from kresnet.machine import cores, processor
 from kresnet.train.hardware import has_gpu, policy_name
 from kresnet.train.loop import FINISHING_S
 from kresnet.train.optimizer import optimizer_for
+from kresnet.train.probe import views_of
 from kresnet.train.recipe import Recipe
 from kresnet.train.run import Run
 from kresnet.train.schedule import size_at, test_sizes
@@ -128,7 +129,8 @@ def estimated(recipe: Recipe, index: Index, *, spent_s: float = 0.0) -> Estimate
         return None
     # A GPU computes while the processor reads; a processor does one after the other.
     both: Callable[[float, float], float] = max if has_gpu() else lambda a, b: a + b
-    probe_s = (train + val) * both(look_s, fresh_s) if recipe.weights is not None else 0.0
+    looks = train * len(views_of(recipe.probe_views, flip=recipe.flip)) + val
+    probe_s = looks * both(look_s, fresh_s) if recipe.weights is not None else 0.0
     judged = val * look_s * (2 if recipe.ema else 1)
     epoch_s = train * recipe.repeats * both(learn_s * _grown(recipe), kept_s) + judged
     once_s = (val + test) * both(look_s, fresh_s)

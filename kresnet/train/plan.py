@@ -22,6 +22,7 @@ YOURS: Final = "yours"
 """The reason of what the user has set."""
 
 _MIXUP_FROM: Final = 20_000  # images, as in BiT's rule (Kolesnikov et al. 2020, arXiv:1912.11370)
+_FEW_TO_PROBE: Final = 1_000  # images below which six views of each take seconds
 _FEW: Final = 5_000  # images below which a training soon knows them by heart
 _SMALL_BATCH_BELOW: Final = 2_000  # images
 _UNEVEN: Final = 3  # largest class by smallest class, from which on rare classes are raised
@@ -135,6 +136,7 @@ def explained(
             else _transfer(num_images, last, effort=preset)
         ),
         **_views(num_images, classes, counts),
+        **({} if weights is None else _probed(num_images, overrides.get("epochs"))),
         **(_refined(weights) if preset == "best" else {}),
     }
     if preset in PRESETS:
@@ -268,6 +270,17 @@ def _views(num_images: int, classes: Sequence[str], counts: Sequence[int]) -> _C
         if uneven
         else ("none", f"{spread}: about even" if counts else spread),
     }
+
+
+def _probed(num_images: int, epochs: Any) -> _Choices:
+    """What the probe sees of each image."""
+    if epochs != 0:
+        return {"probe_views": ("center", "epochs show the images in other ways")}
+    if num_images < _FEW_TO_PROBE:
+        amount = f"{num_images:,} images, fewer than {_FEW_TO_PROBE:,}"
+        return {"probe_views": ("crops", f"{amount}: other crops are worth more than time")}
+    amount = f"{num_images:,} images, at least {_FEW_TO_PROBE:,}"
+    return {"probe_views": ("center", f"{amount}: enough for one look at each")}
 
 
 def _refined(weights: str | None) -> _Choices:

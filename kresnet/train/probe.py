@@ -7,21 +7,78 @@ that does not distort the features at the start (Kumar et al. 2022, arXiv:2202.1
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 from threadpoolctl import threadpool_limits
 
+from kresnet.data.pipeline import evaluation_batches
+from kresnet.data.scan import Row
 from kresnet.errors import DataError
-from kresnet.zoo import fold
+from kresnet.zoo import Preprocessing, fold
+
+Views = Literal["center", "mirror", "crops"]
+"""What the probe sees of an image: it as in evaluation, its mirror image too, or three crops."""
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 2))
 """Inverse regularisation strengths to choose from, for features of unit variance."""
 
 _SOFT_OPTIONS = {"maxiter": 200, "gtol": 1e-4}  # those of scikit-learn's regression
 _FIVE_FOLDS = 2e8  # images x features x classes up to which five folds take seconds
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One way to see an image.
+
+    Attributes:
+        crop: The crop of the evaluation, or a wider or a narrower one.
+        mirror: Whether left and right change places.
+    """
+
+    crop: Literal["center", "wide", "narrow"] = "center"
+    mirror: bool = False
+
+    def batches(
+        self, rows: Sequence[Row], preprocessing: Preprocessing, *, batch_size: int = 32
+    ) -> tf.data.Dataset:
+        """Return the images `(b, s, s, 3)` as they are seen, and their labels `(b,)`.
+
+        Args:
+            rows: The images.
+            preprocessing: Of the evaluation.
+            batch_size: Images at a time.
+        """
+        part = preprocessing.crop_pct
+        if self.crop == "narrow":
+            part *= 0.8
+        elif self.crop == "wide":  # between the other two where there is no margin
+            part = min(1.0, part * 8 / 7) if part < 0.95 else part * 0.9
+        seen = replace(preprocessing, crop_pct=part)
+        batches = evaluation_batches(rows, seen, batch_size=batch_size)
+        if not self.mirror:
+            return batches
+        return batches.map(lambda images, labels: (images[:, :, ::-1], labels))
+
+
+def views_of(views: Views, *, flip: bool) -> tuple[View, ...]:
+    """Return the views that the probe learns from; the first is that of the evaluation.
+
+    Args:
+        views: Which.
+        flip: Whether a mirror image is as good; without it none is a view.
+    """
+    crops: tuple[Literal["center", "wide", "narrow"], ...] = ("center", "wide", "narrow")
+    mirrors = (False, True) if flip and views != "center" else (False,)
+    return tuple(
+        View(crop, mirror)
+        for crop in (crops if views == "crops" else crops[:1])
+        for mirror in mirrors
+    )
 
 
 def features(
@@ -60,26 +117,33 @@ def fit_head(
     seed: int,
     strength: float | None = None,
     smoothing: float = 0.0,
+    views: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit a multinomial logistic regression; see `Heads`."""
-    return Heads(x, y).fit(seed=seed, strength=strength, smoothing=smoothing)
+    return Heads(x, y, views=views).fit(seed=seed, strength=strength, smoothing=smoothing)
 
 
 class Heads:
     """Multinomial logistic regressions on the same features.
 
     Args:
-        x: Features float32 `(n, c)`.
-        y: Labels `(n,)`, every class present.
+        x: Features float32 `(views * n, c)`: all images as in evaluation, then all in another view.
+        y: Labels `(views * n,)`, every class present.
+        views: How many there are of each image; together they count as one.
     """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
-        self._y = y
+    def __init__(self, x: np.ndarray, y: np.ndarray, *, views: int = 1) -> None:
+        self._x, self._y, self._views = x, y, views
         self._z, self._rotation, self._mean, self._scale = _centred(x)
 
     def strength(self, *, seed: int) -> float:
-        """Return the strength of the best cross-validated likelihood; the seed is of the folds."""
-        return _choose_strength(self._z, self._y, seed=seed)
+        """Return the strength of the best cross-validated likelihood; the seed is of the folds.
+
+        It is that of the first view alone: with all of them, an image would be in two folds.
+        """
+        n = len(self._y) // self._views
+        z = self._z if self._views == 1 else _centred(self._x[:n])[0]
+        return _choose_strength(z, self._y[:n], seed=seed)
 
     def fit(
         self, *, seed: int, strength: float | None = None, smoothing: float = 0.0
@@ -88,8 +152,8 @@ class Heads:
 
         Args:
             seed: Of the folds.
-            strength: Inverse strength of the regularisation, for features of unit variance; None is
-                chosen by cross-validated likelihood.
+            strength: Inverse strength of the regularisation against the likelihood of an image, for
+                features of unit variance; None is chosen by cross-validated likelihood.
             smoothing: Share of each label that is spread over all classes, in 0..1.
 
         Returns:
@@ -98,6 +162,7 @@ class Heads:
         """
         if strength is None:
             strength = self.strength(seed=seed)
+        strength /= self._views
         if smoothing:
             coef, intercept = _regress_soft(self._z, self._y, strength, smoothing)
         else:

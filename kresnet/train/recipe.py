@@ -79,7 +79,9 @@ class Recipe(BaseModel):
         probe_strength: Inverse strength of the probe's regularisation, for features of variance 1;
             None is chosen by cross-validation.
         probe_smoothing: Share of each label that the probe spreads over all classes.
-        probe_mirror: Let the probe learn from the mirror images, too.
+        probe_views: What the probe learns from: "center" is each image as in evaluation, "mirror"
+            its mirror image too, "crops" three crops and their mirror images. Without `flip` no
+            image is mirrored.
         precision: What to compute in; variables are always float32.
         seed: Of the split, the initial weights, the order and the augmentation.
         budget_s: Seconds the whole job may take; fewer epochs are run to keep it. None is no limit.
@@ -137,7 +139,7 @@ class Recipe(BaseModel):
     drop_path_rate: Rate = 0.0
     probe_strength: Annotated[float | None, Field(gt=0.0)] = None
     probe_smoothing: Rate = 0.0
-    probe_mirror: bool = False
+    probe_views: Literal["center", "mirror", "crops"] = "center"
     precision: Literal["float32", "bfloat16", "float16"]
     seed: Annotated[int, Field(ge=0)] = 0
     budget_s: Annotated[float | None, Field(gt=0.0)] = None

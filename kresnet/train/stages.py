@@ -21,7 +21,7 @@ from kresnet.train.hardware import policy_name
 from kresnet.train.judge import Judge, Score
 from kresnet.train.loop import fine_tune
 from kresnet.train.optimizer import freeze_before, last_stage
-from kresnet.train.probe import Heads, features, fit_head
+from kresnet.train.probe import View, features, fit_head, views_of
 from kresnet.train.recipe import Recipe
 from kresnet.train.refine import better_size, refine
 from kresnet.train.run import Run
@@ -206,24 +206,27 @@ def _probe(
     """Give the model the best linear head on its frozen features, and keep it in the run."""
     started = time.monotonic()
     recipe = run.recipe
-    batches = evaluation_batches(rows, preprocessing, batch_size=32)
+    views = views_of(recipe.probe_views, flip=recipe.flip)
 
-    def seen(batches: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    def seen(number: int, view: View) -> tuple[np.ndarray, np.ndarray]:
+        which = f", view {number} / {len(views)}" if len(views) > 1 else ""
         return features(
             model,
-            batches,
+            view.batches(rows, preprocessing),
             dtype="bfloat16" if recipe.precision == "bfloat16" else "float32",
-            progress=lambda done: console.status(f"probe: features of {done} / {len(rows)} images"),
+            progress=lambda done: console.status(
+                f"probe: features of {done} / {len(rows)} images{which}"
+            ),
         )
 
-    x, y = seen(batches)
-    strength = recipe.probe_strength
-    if recipe.probe_mirror:
-        strength = strength or Heads(x, y).strength(seed=recipe.seed)  # folds hold no mirror images
-        mirrored, _ = seen(batches.map(lambda images, labels: (images[:, :, ::-1], labels)))
-        x, y = np.concatenate([x, mirrored]), np.concatenate([y, y])
+    parts = [seen(number, view) for number, view in enumerate(views, 1)]
     kernel, bias = fit_head(
-        x, y, seed=recipe.seed, strength=strength, smoothing=recipe.probe_smoothing
+        np.concatenate([x for x, _ in parts]),
+        np.concatenate([y for _, y in parts]),
+        seed=recipe.seed,
+        strength=recipe.probe_strength,
+        smoothing=recipe.probe_smoothing,
+        views=len(views),
     )
     model.get_layer("head").set_weights([kernel, bias])
     score = judge()

@@ -20,11 +20,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from kresnet.errors import ConfigError, KresnetError
 from kresnet.tune.executors import Job, Outcome
 from kresnet.tune.worker import failure
+
+if TYPE_CHECKING:
+    from kresnet.train.probe import View
 
 LOG: Final = "head.log"
 """Name of the file, in the study, with everything that the process says."""
@@ -172,50 +175,49 @@ class Features:
         """
         import numpy as np
 
+        from kresnet.train.probe import View
+
         if recipe["epochs"] or recipe["weights"] is None:
             raise ConfigError(
                 "A search for a head needs pretrained weights and no epochs. Received: "
                 f"weights={recipe['weights']!r}, epochs={recipe['epochs']}. Leave --only out."
             )
-        seed, strength = recipe["seed"], recipe["probe_strength"]
-        mirror = recipe["probe_mirror"]
-        if strength is None:  # as `kresnet train` chooses it: folds hold no mirror images
-            strength = self._heads(recipe, mirror=False).strength(seed=seed)
-        kernel, bias = self._heads(recipe, mirror=mirror).fit(
-            seed=seed, strength=strength, smoothing=recipe["probe_smoothing"]
+        kernel, bias = self._heads(recipe).fit(
+            seed=recipe["seed"],
+            strength=recipe["probe_strength"],
+            smoothing=recipe["probe_smoothing"],
         )
-        x, y = self._part(recipe, "val")
+        x, y = self._part(recipe, "val", View())
         logits = (x @ kernel + bias).astype("float64")
         logits -= logits.max(axis=1, keepdims=True)
         log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         right = float((logits.argmax(axis=1) == y).mean())
         return right, float(-log_p[np.arange(len(y)), y].mean())
 
-    def _heads(self, recipe: Mapping[str, Any], *, mirror: bool) -> Any:
+    def _heads(self, recipe: Mapping[str, Any]) -> Any:
         import numpy as np
 
-        from kresnet.train.probe import Heads
+        from kresnet.train.probe import Heads, views_of
 
-        key = ("heads", mirror)
+        views = views_of(recipe["probe_views"], flip=recipe["flip"])
+        key = ("heads", views)
         if key not in self._known:
-            x, y = self._part(recipe, "train")
-            if mirror:
-                mirrored, _ = self._part(recipe, "train", mirror=True)
-                x, y = np.concatenate([x, mirrored]), np.concatenate([y, y])
-            self._known[key] = Heads(x, y)
+            parts = [self._part(recipe, "train", view) for view in views]
+            x, y = (np.concatenate(same) for same in zip(*parts, strict=True))
+            self._known[key] = Heads(x, y, views=len(views))
         return self._known[key]
 
-    def _part(self, recipe: Mapping[str, Any], split: Any, *, mirror: bool = False) -> Any:
-        """Return features float32 `(n, c)` and labels `(n,)` of a split."""
+    def _part(self, recipe: Mapping[str, Any], split: Any, view: View) -> Any:
+        """Return features float32 `(n, c)` and labels `(n,)` of a split as it is seen."""
         import numpy as np
 
-        key = (str(split), mirror)
+        key = (str(split), view.crop, view.mirror)
         if key not in self._known:
             fields = {name: recipe[name] for name in _OF_FEATURES}
             name = sha256(json.dumps([fields, *key]).encode()).hexdigest()[:16]
             file = self._images / "features" / f"{name}.npz"
             if not file.is_file():
-                x, y = _computed(self._images, recipe, split, mirror=mirror)
+                x, y = _computed(self._images, recipe, split, view)
                 file.parent.mkdir(exist_ok=True)
                 partial = file.with_name(f".{name}.npz")
                 np.savez(partial, x=x, y=y)
@@ -225,9 +227,8 @@ class Features:
         return self._known[key]
 
 
-def _computed(images: Path, recipe: Mapping[str, Any], split: Any, *, mirror: bool) -> Any:
+def _computed(images: Path, recipe: Mapping[str, Any], split: Any, view: View) -> Any:
     from kresnet.data.arrays import channels, measured
-    from kresnet.data.pipeline import evaluation_batches
     from kresnet.data.scan import Index
     from kresnet.train.hardware import policy_name
     from kresnet.train.probe import features
@@ -246,11 +247,8 @@ def _computed(images: Path, recipe: Mapping[str, Any], split: Any, *, mirror: bo
     expected = replace(model.preprocessing, image_size=size)
     if channels(index.rows) is not None:
         expected = measured(expected, index.select("train"))
-    batches = evaluation_batches(index.select(split), expected, batch_size=32)
-    if mirror:
-        batches = batches.map(lambda seen, labels: (seen[:, :, ::-1], labels))
     dtype = "bfloat16" if settings.precision == "bfloat16" else "float32"
-    return features(model, batches, dtype=dtype)
+    return features(model, view.batches(index.select(split), expected), dtype=dtype)
 
 
 def answer(features: Features, job: Job) -> Outcome:

@@ -116,9 +116,10 @@ class Space:
         fields: dict[str, Any] = {
             "probe_strength": {"float": [1e-5, 1e2], "log": True},
             "probe_smoothing": {"float": [0.0, max(0.3, recipe.probe_smoothing)]},
+            "probe_views": {
+                "choice": ["center", "mirror", "crops"] if recipe.flip else ["center", "crops"]
+            },
         }
-        if recipe.flip:
-            fields["probe_mirror"] = {"choice": [False, True]}
         return cls.of(fields)
 
     @classmethod

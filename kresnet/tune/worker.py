@@ -38,7 +38,7 @@ CORES: Final = "KRESNET_CORES"
 """Environment variable: the cores to stay on, as "0,1"; empty or absent is all."""
 
 # All that the probe depends on: trials that share them share the probe.
-_OF_PROBE: Final = ("variant", "weights", "image_size", "precision", "seed", "data")
+_OF_PROBE: Final = ("variant", "weights", "image_size", "precision", "seed", "data", "flip")
 
 
 def work(job: Job, console: Console) -> Outcome:

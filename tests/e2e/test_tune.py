@@ -163,19 +163,21 @@ def test_trials_share_the_probe_and_are_scored_by_what_they_trained(digits, imag
     assert first.loss != second.loss
 
 
-@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(("views", "number"), [("center", 1), ("mirror", 2), ("crops", 6)])
 def test_a_head_that_is_searched_for_scores_as_the_probe_of_a_training(
-    digits, images, weights, mirror
+    digits, images, weights, views, number
 ):
-    settings = {"probe_strength": 0.05, "probe_smoothing": 0.1, "probe_mirror": mirror}
+    settings = {
+        "probe_strength": 0.05, "probe_smoothing": 0.1, "probe_views": views, "flip": True,
+    }  # fmt: skip
     recipe = recipe_of(digits, weights, epochs=0, **settings)
     score, loss = Features(images).score(recipe.model_dump(mode="json"))
     trained = do(job_of(recipe, images, 0))
     assert score == pytest.approx(trained.score, abs=1e-6)
     assert loss == pytest.approx(trained.loss, rel=1e-3)
-    plain = rerun(recipe, {"probe_strength": None, "probe_smoothing": 0.0, "probe_mirror": False})
+    plain = rerun(recipe, {"probe_strength": None, "probe_smoothing": 0.0, "probe_views": "center"})
     assert Features(images).score(plain.model_dump(mode="json"))[1] != loss
-    assert len(list((images / "features").glob("*.npz"))) == 2 + mirror
+    assert len(list((images / "features").glob("*.npz"))) == 1 + number
 
 
 def test_no_trial_is_given_the_test_images(digits, images):

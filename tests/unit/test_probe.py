@@ -1,9 +1,19 @@
 """The linear probe finds the best linear head, and hands it over as a dense layer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from kresnet.train.probe import Heads, _regress, _regress_soft, features, fit_head
+from kresnet.train.probe import (
+    Heads,
+    View,
+    _regress,
+    _regress_soft,
+    features,
+    fit_head,
+    views_of,
+)
 
 
 def blobs(n, classes, width, seed, spread=1.0):
@@ -106,3 +116,65 @@ def test_a_strength_that_is_given_is_taken():
     for one, other in zip(fit_head(x, y, seed=0), same, strict=True):
         np.testing.assert_array_equal(one, other)
     assert np.abs(fit_head(x, y, seed=0, strength=1e-5)[0]).max() < np.abs(same[0]).max() / 2
+
+
+def test_the_views_of_an_image_together_count_as_one():
+    x, y = blobs(90, 3, 10, seed=0, spread=2.0)
+    one = Heads(x, y)
+    three = Heads(np.concatenate([x] * 3), np.concatenate([y] * 3), views=3)
+    assert three.strength(seed=0) == one.strength(seed=0)
+    for smoothing in (0.0, 0.1):
+        pairs = zip(
+            three.fit(seed=0, smoothing=smoothing), one.fit(seed=0, smoothing=smoothing),
+            strict=True,
+        )  # fmt: skip
+        for many, single in pairs:
+            assert np.abs(many - single).max() < 0.02 * np.abs(single).max()
+
+
+def test_the_strength_is_not_chosen_on_views_of_images_that_were_learned():
+    """Noise that repeats in each view is known by heart, and strong where folds share images."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(100, 50)).astype("f4"), rng.permutation(np.arange(100) % 2)
+    views = np.concatenate([x, x + 0.01 * rng.normal(size=x.shape).astype("f4")])
+    twice = np.concatenate([y, y])
+    assert Heads(views, twice, views=2).strength(seed=0) <= 1e-3
+    assert Heads(views, twice).strength(seed=0) > 1e-3
+
+
+def test_views_are_crops_and_mirror_images_where_those_are_as_good():
+    assert views_of("center", flip=True) == (View(),)
+    assert views_of("mirror", flip=True) == (View(), View(mirror=True))
+    assert views_of("mirror", flip=False) == (View(),)
+    assert len(set(views_of("crops", flip=True))) == 6
+    assert views_of("crops", flip=False) == (View(), View("wide"), View("narrow"))
+    assert views_of("crops", flip=True)[0] == View()
+
+
+@pytest.mark.parametrize("crop_pct", [0.875, 0.95, 1.0])
+def test_a_view_is_the_evaluation_of_another_part(tmp_path, crop_pct):
+    from PIL import Image
+
+    from kresnet.data.pipeline import evaluation_batches
+    from kresnet.data.scan import scan
+    from kresnet.zoo import build
+
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        image = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype="u1"))
+        image.save(tmp_path / name / "0.png")
+    rows = scan(tmp_path).rows
+    known = replace(build("resnet20_cifar", num_classes=2).preprocessing, crop_pct=crop_pct)
+    seen = {}
+    for view in views_of("crops", flip=True):
+        ((seen[view], labels),) = list(view.batches(rows, known))
+        assert labels.numpy().tolist() == [0, 1]
+    ((plain, _),) = list(evaluation_batches(rows, known, batch_size=2))
+    np.testing.assert_array_equal(seen[View()], plain)
+    for crop in ("center", "wide", "narrow"):
+        np.testing.assert_array_equal(seen[View(crop, True)], seen[View(crop)][:, :, ::-1])
+    narrow = evaluation_batches(rows, replace(known, crop_pct=0.8 * crop_pct), batch_size=2)
+    np.testing.assert_array_equal(seen[View("narrow")], next(iter(narrow))[0])
+    images = [array.numpy().tobytes() for array in seen.values()]
+    assert len(set(images)) == 6

@@ -30,9 +30,10 @@ def features(tmp_path, monkeypatch):
     }  # fmt: skip
     computed = []
 
-    def given(images, recipe, split, *, mirror):
-        computed.append((split, mirror))
-        return parts[split, mirror]
+    def given(images, recipe, split, view):
+        assert view.crop == "center"
+        computed.append((split, view.mirror))
+        return parts[split, view.mirror]
 
     monkeypatch.setattr("kresnet.tune.head._computed", given)
     found = Features(tmp_path)
@@ -65,14 +66,13 @@ def test_a_head_scores_as_one_that_is_trained(features, strength, smoothing):
 def test_mirror_images_are_learned_from_and_kept(features, tmp_path):
     found, parts, computed = features
     plain = found.score(recipe(probe_strength=0.1))
-    both = found.score(recipe(probe_strength=0.1, probe_mirror=True))
+    both = found.score(recipe(probe_strength=0.1, probe_views="mirror"))
     x, y = (np.concatenate([parts["train", m][k] for m in (False, True)]) for k in (0, 1))
-    y = np.concatenate([parts["train", False][1]] * 2)  # a mirror image is of the same class
-    kernel, bias = fit_head(x, y, seed=0, strength=0.1)
+    kernel, bias = fit_head(x, y, seed=0, strength=0.1 / 2)  # for two images that count as one
     assert both == pytest.approx(scored(kernel, bias, *parts["val", False]), abs=1e-6)
     assert plain != both
     again = Features(tmp_path)  # another process
-    assert again.score(recipe(probe_strength=0.1, probe_mirror=True)) == both
+    assert again.score(recipe(probe_strength=0.1, probe_views="mirror")) == both
     assert computed == [("train", False), ("val", False), ("train", True)]
 
 
@@ -87,9 +87,11 @@ def test_what_trains_more_than_a_head_is_told(features):
 def test_the_space_of_a_head_is_of_the_head():
     known = recipe_of(flip=True)
     space = Space.head(known)
-    assert set(space.entries) == {"probe_strength", "probe_smoothing", "probe_mirror"}
+    assert set(space.entries) == {"probe_strength", "probe_smoothing", "probe_views"}
     space.check(known, algorithm="random", kind="head")
-    assert "probe_mirror" not in Space.head(recipe_of(flip=False)).entries
+    assert space.entries["probe_views"].choice == ("center", "mirror", "crops")
+    unflipped = Space.head(recipe_of(flip=False)).entries["probe_views"]
+    assert unflipped.choice == ("center", "crops")
     with pytest.raises(ConfigError, match="begin with probe_"):
         Space.default(known).check(known, algorithm="random", kind="head")
 
