@@ -88,26 +88,43 @@ def features(
     dtype: str,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Run the frozen network, norms folded, over every image once.
+    """Run the frozen network over every image once; see `Frozen`."""
+    return Frozen(model, dtype=dtype).features(batches, progress=progress)
+
+
+class Frozen:
+    """A network up to its pooled features, norms folded.
 
     Args:
         model: A model with a layer named "pool".
-        batches: `(images (b, s, s, 3), labels (b,))`.
-        dtype: What to compute in, as "bfloat16"; features come back in float32.
-        progress: Called with the number of images done.
-
-    Returns:
-        Features float32 `(n, c)` and labels int32 `(n,)`.
+        dtype: What to compute in, as "bfloat16".
     """
-    backbone = fold(keras.Model(model.inputs, model.get_layer("pool").output), dtype=dtype)
-    run = tf.function(lambda images: backbone(images, training=False), reduce_retracing=True)
-    parts, labels, done = [], [], 0
-    for images, y in batches:
-        parts.append(run(images).numpy())
-        labels.append(y.numpy())
-        done += len(labels[-1])
-        progress(done)
-    return np.concatenate(parts), np.concatenate(labels)
+
+    def __init__(self, model: keras.Model, *, dtype: str) -> None:
+        backbone = fold(keras.Model(model.inputs, model.get_layer("pool").output), dtype=dtype)
+        self._run = tf.function(
+            lambda images: backbone(images, training=False), reduce_retracing=True
+        )
+
+    def features(
+        self, batches: tf.data.Dataset, *, progress: Callable[[int], None] = lambda done: None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Run over every image once.
+
+        Args:
+            batches: `(images (b, s, s, 3), labels (b,))`.
+            progress: Called with the number of images done.
+
+        Returns:
+            Features float32 `(n, c)` and labels int32 `(n,)`.
+        """
+        parts, labels, done = [], [], 0
+        for images, y in batches:
+            parts.append(self._run(images).numpy())
+            labels.append(y.numpy())
+            done += len(labels[-1])
+            progress(done)
+        return np.concatenate(parts), np.concatenate(labels)
 
 
 def fit_head(

@@ -21,7 +21,7 @@ from kresnet.train.hardware import policy_name
 from kresnet.train.judge import Judge, Score
 from kresnet.train.loop import fine_tune
 from kresnet.train.optimizer import freeze_before, last_stage
-from kresnet.train.probe import View, features, fit_head, views_of
+from kresnet.train.probe import Frozen, View, fit_head, views_of
 from kresnet.train.recipe import Recipe
 from kresnet.train.refine import better_size, refine
 from kresnet.train.run import Run
@@ -207,13 +207,12 @@ def _probe(
     started = time.monotonic()
     recipe = run.recipe
     views = views_of(recipe.probe_views, flip=recipe.flip)
+    frozen = Frozen(model, dtype="bfloat16" if recipe.precision == "bfloat16" else "float32")
 
     def seen(number: int, view: View) -> tuple[np.ndarray, np.ndarray]:
         which = f", view {number} / {len(views)}" if len(views) > 1 else ""
-        return features(
-            model,
+        return frozen.features(
             view.batches(rows, preprocessing),
-            dtype="bfloat16" if recipe.precision == "bfloat16" else "float32",
             progress=lambda done: console.status(
                 f"probe: features of {done} / {len(rows)} images{which}"
             ),

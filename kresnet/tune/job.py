@@ -198,6 +198,8 @@ def tune(
     algorithm = algorithm or ("random" if only else "hyperband")
     _check(algorithm, trials=trials, keep=keep, retries=retries, factor=factor)
     asked = Space.load(space) if space is not None else None  # told wrong before images are read
+    if only:
+        job["epochs"] = 0  # so that the probe is planned as one that is all there is
     planned, index = choose(data, console=console, **job)
     if only:
         recipe = _head_alone(planned.recipe)
@@ -484,7 +486,7 @@ def _head_alone(recipe: Recipe) -> Recipe:
             "A head is searched for on a pretrained network. Received: random weights. "
             "Choose --weights, or leave --only out."
         )
-    fields = {"epochs": 0, "budget_s": None, "soup": 0, "larger_test": False}
+    fields = {"budget_s": None, "soup": 0, "larger_test": False}
     return rerun(recipe, fields | {"recalibrate": False, "progressive": 0.0})
 
 
