@@ -440,7 +440,7 @@ def test_unknown_paths_and_methods(client):
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
     assert client.post("/v1/models/photos").status_code == 405
-    for path in ("/static/../../../etc/passwd", "/static/%2e%2e/%2e%2e/cli.py", "//etc/passwd"):
+    for path in ("/static/../../../etc/passwd", "/static/%2e%2e/%2e%2e/console.py", "//etc/passwd"):
         assert client.get(path).status_code in (404, 405)
 
 

@@ -7,6 +7,7 @@ import pytest
 from conftest import STRIPES
 
 from kresnet import cli, workflow
+from kresnet.cli.options import NO_FIELDS
 from kresnet.console import Console
 from kresnet.errors import ConfigError
 from kresnet.train import plan as planning
@@ -164,7 +165,7 @@ def test_every_field_can_be_set(command, striped, tmp_path, monkeypatch):
 
 def test_what_is_no_field_is_all_that_fit_takes_beside_them():
     taken = set(inspect.signature(workflow.fit).parameters) - {"settings"}
-    assert taken - set(Recipe.model_fields) == set(cli._NO_FIELDS)
+    assert taken - set(Recipe.model_fields) == set(NO_FIELDS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""What commands share of their options: choices, types with their help, and how texts are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kresnet.errors import ConfigError
+
+
+class Augment(StrEnum):
+    """Choices of --augment."""
+
+    none = "none"
+    light = "light"
+    trivial = "trivial"
+    rand = "rand"
+
+
+class Balance(StrEnum):
+    """Choices of --balance."""
+
+    none = "none"
+    sqrt = "sqrt"
+    full = "full"
+
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print exactly one JSON value on standard output.")
+]
+DATA_HELP = (
+    "Folder with a folder of images for each class, a zip or tar file of it, a manifest "
+    "(.csv, .jsonl, .parquet), shards, or tfds:NAME."
+)
+Data = Annotated[str, typer.Argument(help=DATA_HELP)]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep together what shares this column of a manifest, or this regular expression of "
+        "the path."
+    ),
+]
+KeepSplit = Annotated[
+    Path | None, typer.Option(help="An earlier split or index.csv; its images keep their places.")
+]
+Exclude = Annotated[
+    Path | None, typer.Option(help="A CSV of images to leave out, as `check --labels` writes.")
+]
+Tta = Annotated[
+    bool, typer.Option("--tta", help="Average with the mirror image, if training mirrored.")
+]
+Out = Annotated[Path, typer.Option(help="Folder of the runs.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Set any field of recipe.yaml, as --set drop_rate=0.2; may be given more than once.",
+    ),
+]
+Exports = Annotated[Path, typer.Option(help="Folder of the exports.")]
+NoPhotos = Annotated[
+    bool,
+    typer.Option(
+        "--no-photos", help="Store drawn images in the export, not four small validation photos."
+    ),
+]
+
+
+def read_seconds(text: str | None, option: str = "--budget") -> float | None:
+    """Read a time as 90s, 10m, 2h or plain seconds."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    if not match or float(match[1]) == 0:
+        raise ConfigError(
+            f"`{option}` must be a time above zero, as 90s, 10m or 2h. Received: {text!r}."
+        )
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+# What `fit` takes beside the fields of a recipe.
+NO_FIELDS = (
+    *("preset", "recipe", "name", "out", "exports", "keep_photos", "explain", "tracker"),
+    "console",
+)
+
+
+def read_fields(texts: Sequence[str]) -> dict[str, Any]:
+    """Read FIELD=VALUE, whose values are as in recipe.yaml."""
+    import yaml
+
+    fields: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            fields[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or not name.strip().isidentifier() or name.strip() in NO_FIELDS:
+            raise ConfigError(
+                f"`--set` takes a field of recipe.yaml and its value. Received: {text!r}. "
+                "Write it as --set drop_rate=0.2."
+            )
+    for name in ("keep_split", "exclude"):
+        if isinstance(fields.get(name), str):
+            fields[name] = str(Path(fields[name]).absolute())
+    return fields
