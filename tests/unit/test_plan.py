@@ -135,8 +135,8 @@ def command(monkeypatch, tmp_path, capsys):
 def test_a_dry_run_says_why_and_leaves_no_run_and_loads_no_weights(
     command, striped, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(workflow, "estimated", lambda *args, **options: None)
-    monkeypatch.setattr(workflow, "find_weights", None)
+    monkeypatch.setattr("kresnet.workflow.choice.estimated", lambda *args, **options: None)
+    monkeypatch.setattr("kresnet.workflow.choice.find_weights", None)
     code, out, told = command("train", striped, "--dry-run", "--set", "seed=3")
     assert code == 0
     lines = {line.split()[0]: line for line in out.splitlines()}
