@@ -165,7 +165,7 @@ class Features:
 
     def __init__(self, images: str | Path) -> None:
         self._images = Path(images)
-        self._known: dict[tuple[str, bool], Any] = {}
+        self._known: dict[tuple[Any, ...], Any] = {}
 
     def score(self, recipe: Mapping[str, Any]) -> tuple[float, float]:
         """Return validation accuracy in 0..1 and loss in nats of a recipe's head.
