@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kresnet.errors import DataError
-from kresnet.train.judge import wilson_interval as wilson_interval
+from kresnet.train.score import wilson_interval as wilson_interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,11 @@ from kresnet.console import Console, duration
 from kresnet.data.pipeline import Batch, TrainingData
 from kresnet.errors import Interrupted
 from kresnet.train.average import Average
-from kresnet.train.judge import Judge, Score
+from kresnet.train.judge import Judge
 from kresnet.train.optimizer import optimizer_for
 from kresnet.train.run import Run
 from kresnet.train.schedule import rate_at, size_at
+from kresnet.train.score import Score
 from kresnet.train.signals import stoppable
 from kresnet.train.soup import Ingredient, Ingredients
 from kresnet.train.state import Circumstances, load_state, restore, save_state

@@ -14,9 +14,10 @@ from typing import Any, Final
 import keras
 
 from kresnet.console import Console
-from kresnet.train.judge import Judge, Score
+from kresnet.train.judge import Judge
 from kresnet.train.run import Run
 from kresnet.train.schedule import test_sizes
+from kresnet.train.score import Score
 from kresnet.train.soup import from_meta, greedy, pour, ranked, read
 from kresnet.train.statistics import Recalibration
 from kresnet.zoo import load_weights

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from kresnet.errors import ResourceError
 from kresnet.train.average import moving_variables
-from kresnet.train.judge import Score
+from kresnet.train.score import Score
 
 Kind = Literal["weights", "average"]
 Part = TypeVar("Part")

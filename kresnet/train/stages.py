@@ -18,13 +18,14 @@ from kresnet.data.pipeline import TrainingData, evaluation_batches
 from kresnet.data.scan import Problem, Row
 from kresnet.errors import ConfigError, DataError
 from kresnet.train.hardware import policy_name
-from kresnet.train.judge import Judge, Score
+from kresnet.train.judge import Judge
 from kresnet.train.loop import fine_tune
 from kresnet.train.optimizer import freeze_before, last_stage
 from kresnet.train.probe import Frozen, View, fit_head, views_of
 from kresnet.train.recipe import Recipe
 from kresnet.train.refine import better_size, refine
 from kresnet.train.run import Run
+from kresnet.train.score import Score
 from kresnet.train.statistics import Recalibration
 from kresnet.zoo import Preprocessing, build, freeze_norms, load_weights
 

@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from kresnet.data.scan import Row
 from kresnet.errors import ConfigError, ResourceError
-from kresnet.train.judge import Score
 from kresnet.train.run import Run
+from kresnet.train.score import Score
 
 MOST: Final = 2
 """How often a loss that is not finite is met by a lower rate; the next time is an error."""

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from kresnet.console import duration
 from kresnet.data.findings import printable
 from kresnet.errors import ResourceError
-from kresnet.train.judge import wilson_interval
+from kresnet.train.score import wilson_interval
 from kresnet.tune.board import ranked
 from kresnet.tune.charts import bars, history, parallel, value_text
 from kresnet.tune.importance import LEAST, Importance, importance

@@ -14,9 +14,10 @@ from kresnet.evaluate.predict import predict_logits
 from kresnet.export.contract import Contract
 from kresnet.train import loop, refine, stages, state
 from kresnet.train.average import moving_variables
-from kresnet.train.judge import Judge, Score
+from kresnet.train.judge import Judge
 from kresnet.train.plan import plan
 from kresnet.train.run import Run
+from kresnet.train.score import Score
 from kresnet.train.soup import from_meta, read
 from kresnet.train.stages import train
 

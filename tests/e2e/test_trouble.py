@@ -14,9 +14,9 @@ from kresnet.console import Console
 from kresnet.data.prepare import prepare
 from kresnet.errors import ConfigError, Interrupted, ResourceError
 from kresnet.train import loop, stages, state
-from kresnet.train.judge import Score
 from kresnet.train.plan import plan
 from kresnet.train.run import Run
+from kresnet.train.score import Score
 from kresnet.train.stages import train
 from kresnet.zoo import build
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kresnet.train.judge import Judge, Score
+from kresnet.train.judge import Judge
+from kresnet.train.score import Score
 
 
 def test_a_score_is_told_with_half_of_its_interval():

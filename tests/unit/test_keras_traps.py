@@ -18,11 +18,11 @@ from kresnet.data.augment.mixing import mix
 from kresnet.data.prepare import prepare
 from kresnet.errors import Interrupted, ResourceError
 from kresnet.train import stages
-from kresnet.train.judge import Score
 from kresnet.train.optimizer import optimizer_for
 from kresnet.train.plan import plan
 from kresnet.train.run import Run
 from kresnet.train.schedule import rate_at
+from kresnet.train.score import Score
 from kresnet.train.state import load_state, restore, save_state
 from kresnet.train.step import train_step
 from kresnet.zoo import build, freeze_norms

@@ -1,6 +1,8 @@
 """Lists of runs, and comparisons, from files as runs leave them."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -186,3 +188,21 @@ def test_a_folder_that_is_not_there_and_a_damaged_run_are_told(tmp_path):
     (write_run(tmp_path / "a", None) / "run.json").write_text("{")
     with pytest.raises(ConfigError, match=r"run.json must be readable"):
         list_runs(tmp_path)
+
+
+def test_runs_are_listed_and_compared_without_tensorflow(tmp_path):
+    told = [said("d1", "a", "a"), said("d2", "a", CLASSES[1])]
+    one, other = (write_run(tmp_path / name, told) for name in ("one", "two"))
+    for path in (one, other):
+        (path / "run.json").write_text(json.dumps({"status": "complete"}))
+    code = (
+        "import sys\nfrom kresnet.cli import app\n"
+        f"app(['runs', '--out', {str(tmp_path)!r}], standalone_mode=False)\n"
+        f"app(['compare', {str(one)!r}, {str(other)!r}], standalone_mode=False)\n"
+        "print(sorted({'tensorflow', 'keras'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *shown, loaded = done.stdout.splitlines()
+    assert loaded == "[]"
+    assert "one" in shown[1]
+    assert "two" in shown[2]

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from kresnet.errors import ResourceError
 from kresnet.train import soup
 from kresnet.train.average import moving_variables
-from kresnet.train.judge import Score
+from kresnet.train.score import Score
 from kresnet.train.soup import Ingredient, Ingredients, from_meta, greedy, pour, ranked, read
 from kresnet.zoo import build
 

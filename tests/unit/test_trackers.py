@@ -13,9 +13,9 @@ from kresnet.data.prepare import prepare
 from kresnet.errors import ConfigError, Interrupted, ResourceError
 from kresnet.evaluate.held_out import score
 from kresnet.train import stages, trackers
-from kresnet.train.judge import Score
 from kresnet.train.plan import plan
 from kresnet.train.run import Run
+from kresnet.train.score import Score
 from kresnet.train.trackers import Trackers, check_trackers
 from kresnet.zoo import Preprocessing, build
 
