@@ -54,8 +54,10 @@ def test_the_time_is_the_sum_of_what_is_done(speeds, index):
     assert found.once_s == pytest.approx(once)
     assert found.probe_s == 0.0
     assert found.seconds == pytest.approx(once + 4 * epoch + found.rest_s)
-    probed = estimated(recipe("imagenet", epochs=0), index)
+    probed = estimated(recipe("imagenet", epochs=0, probe_views="center"), index)
     assert probed.probe_s == pytest.approx(36 * (LOOK + FRESH))
+    mirrored = estimated(recipe("imagenet", epochs=0, probe_views="mirror", flip=True), index)
+    assert mirrored.probe_s == pytest.approx((2 * 24 + 12) * (LOOK + FRESH))
     assert probed.seconds == pytest.approx(probed.probe_s + 24 * (LOOK + FRESH) + probed.rest_s)
 
 
