@@ -26,7 +26,7 @@ SPACE = {
     "lr": {"float": [1e-5, 1e-3], "log": True},
     "layer_decay": {"choice": [0.3, 0.5, 0.7, 1.0]},
     "weight_decay": {"float": [0.005, 0.5], "log": True},
-    "train_from": {"int": [1, 4]},
+    "train_from": {"int": [1, 3]},
     "augment": {"choice": ["none", "light", "trivial"]},
     "color": {"float": [0.0, 0.4], "when": {"augment": "light"}},
     "label_smoothing": {"float": [0.0, 0.2]},

@@ -188,8 +188,11 @@ def main(root, algorithm, kills, seed):
         if statuses[-1] != -signal.SIGKILL:
             break
     started = [line.split() for line in (root / "killed" / "started.txt").read_text().splitlines()]
-    time.sleep(0.3)
-    alive = [int(pid) for _, pid in started if Path(f"/proc/{pid}/cmdline").exists()]
+    until = time.monotonic() + 30.0  # a worker that was about to start has to notice, too
+    while alive := [int(pid) for _, pid in started if Path(f"/proc/{pid}/cmdline").exists()]:
+        if time.monotonic() > until:
+            break
+        time.sleep(0.1)
     return {
         "whole": asked(root / "whole"),
         "killed": asked(root / "killed"),

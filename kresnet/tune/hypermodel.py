@@ -110,6 +110,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         )
         self.recipe = planned.recipe
         self.space = _space(space, self.recipe)
+        self.space.check(self.recipe, algorithm="")
         self._heads: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
         self._held: dict[Preprocessing, tf.data.Dataset] = {}
         super().__init__(name=name, tunable=tunable)

@@ -178,12 +178,31 @@ class Space:
                 "Hyperband decides on the epochs itself. Received: `epochs` in the space. Leave it "
                 "out, or choose another --algorithm."
             )
+        self._check_stages(recipe)
         if "variant" not in self.entries or recipe.weights is None or recipe.weights in TAGS:
             return
         raise ConfigError(
             "`variant` can be searched where each variant has its own weights. Received: "
             f"weights={recipe.weights!r}. Use --weights imagenet or none."
         )
+
+    def _check_stages(self, recipe: Recipe) -> None:
+        """Refuse to train from a stage that a network does not have.
+
+        Raises:
+            ConfigError: It is tried.
+        """
+        entry, variants = self.entries.get("train_from"), self.entries.get("variant")
+        if entry is None:
+            return
+        highest = max(entry.choice or entry.range or ())
+        for name in (variants and variants.choice) or (recipe.variant,):
+            last = len(variant_config(name).depths)
+            if highest > last:
+                raise ConfigError(
+                    "`train_from` must be a stage of the network. Received: up to "
+                    f"{highest} in the space, and {name} has {last} stages. Lower it."
+                )
 
     def hyperparameters(self, recipe: Recipe | None = None) -> keras_tuner.HyperParameters:
         """Return the space as keras_tuner's; defaults are those of a recipe where it allows them.

@@ -165,3 +165,14 @@ def test_what_depends_on_the_inactive_is_inactive():
     rng = random.Random(0)
     values = {"schedule": "cosine", "warmup": 0.1, "ema": rng.uniform(0.1, 0.5)}
     assert space.overrides(values) == values
+
+
+@pytest.mark.parametrize("variants", [None, ["resnet50", "resnet20_cifar"]])
+def test_a_stage_that_a_network_does_not_have_is_refused(variants):
+    fields = {"train_from": {"int": [1, 4]}}
+    if variants:
+        fields["variant"] = {"choice": variants}
+    known = recipe_of().model_copy(update={"weights": None, "variant": "resnet20_cifar"})
+    with pytest.raises(ConfigError, match="resnet20_cifar has 3 stages"):
+        Space.of(fields).check(known, algorithm="random")
+    Space.of(fields | {"train_from": {"choice": [1, 3]}}).check(known, algorithm="random")
