@@ -201,7 +201,7 @@ def judge_source(
     x, _ = features(
         model,
         evaluation_batches(index.rows, preprocessing, batch_size=32),
-        dtype=resolve_precision("auto"),
+        precision=resolve_precision("auto"),
         progress=lambda done: progress("looking", done, len(index.rows)),
     )
     progress("judging", 0, 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -18,17 +18,14 @@ import keras
 import numpy as np
 
 from kresnet.console import Console
-from kresnet.data.arrays import channels, measured
-from kresnet.data.pipeline import evaluation_batches
 from kresnet.data.scan import Index
 from kresnet.errors import DataError, ResourceError
-from kresnet.train.hardware import policy_name
 from kresnet.train.optimizer import optimizer_for
-from kresnet.train.probe import features, fit_head
+from kresnet.train.probe import fit_probe
 from kresnet.train.recipe import Recipe
-from kresnet.train.stages import prepare_layers, training_data
+from kresnet.train.stages import build_for, prepare_layers, preprocessing_for, training_data
 from kresnet.train.step import train_step
-from kresnet.zoo import Preprocessing, build
+from kresnet.zoo import Preprocessing
 
 LOWEST: Final = 1e-7
 HIGHEST: Final = 1.0
@@ -219,27 +216,16 @@ class _Smoothed:
 
 def _begun(recipe: Recipe, index: Index, console: Console) -> tuple[keras.Model, Preprocessing]:
     """Return the model as its training would find it: with the probe's head, and what is frozen."""
-    size = channels(index.rows)
-    model = build(
-        recipe.variant,
-        num_classes=len(index.classes),
-        input_shape=(recipe.image_size, recipe.image_size, size or 3),
-        dtype=policy_name(recipe.precision),
-        drop_rate=recipe.drop_rate,
-        drop_path_rate=recipe.drop_path_rate,
-        weights=recipe.weights,
-    )
-    rows = index.select("train")
-    preprocessing = replace(model.preprocessing, image_size=recipe.image_size)
-    if size is not None:
-        preprocessing = measured(preprocessing, rows)
+    model = build_for(recipe, index, size=recipe.image_size, weights=recipe.weights)
+    preprocessing = preprocessing_for(recipe, index, model)
     if recipe.weights is not None:
-        x, y = features(
+        head = fit_probe(
             model,
-            evaluation_batches(rows, preprocessing, batch_size=32),
-            dtype="bfloat16" if recipe.precision == "bfloat16" else "float32",
-            progress=lambda done: console.progress("probe", done, len(rows)),
+            recipe,
+            index.select("train"),
+            preprocessing,
+            progress=lambda done, of: console.progress("probe", done, of),
         )
-        model.get_layer("head").set_weights(list(fit_head(x, y, seed=recipe.seed)))
+        model.get_layer("head").set_weights(list(head))
     prepare_layers(model, recipe)
     return model, preprocessing

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import keras
 import numpy as np
@@ -20,6 +20,9 @@ from kresnet.data.pipeline import evaluation_batches
 from kresnet.data.scan import Row
 from kresnet.errors import DataError
 from kresnet.zoo import Preprocessing, fold
+
+if TYPE_CHECKING:
+    from kresnet.train.recipe import Recipe
 
 Views = Literal["center", "mirror", "crops"]
 """What the probe sees of an image: it as in evaluation, its mirror image too, or three crops."""
@@ -85,11 +88,11 @@ def features(
     model: keras.Model,
     batches: tf.data.Dataset,
     *,
-    dtype: str,
+    precision: str,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run the frozen network over every image once; see `Frozen`."""
-    return Frozen(model, dtype=dtype).features(batches, progress=progress)
+    return Frozen(model, precision=precision).features(batches, progress=progress)
 
 
 class Frozen:
@@ -97,10 +100,12 @@ class Frozen:
 
     Args:
         model: A model with a layer named "pool".
-        dtype: What to compute in, as "bfloat16".
+        precision: What its training computes in; float16 is too narrow for folded kernels, so
+            features are then of float32.
     """
 
-    def __init__(self, model: keras.Model, *, dtype: str) -> None:
+    def __init__(self, model: keras.Model, *, precision: str) -> None:
+        dtype = "bfloat16" if precision == "bfloat16" else "float32"
         backbone = fold(keras.Model(model.inputs, model.get_layer("pool").output), dtype=dtype)
         self._run = tf.function(
             lambda images: backbone(images, training=False), reduce_retracing=True
@@ -138,6 +143,47 @@ def fit_head(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit a multinomial logistic regression; see `Heads`."""
     return Heads(x, y, views=views).fit(seed=seed, strength=strength, smoothing=smoothing)
+
+
+def fit_probe(
+    model: keras.Model,
+    recipe: Recipe,
+    rows: Sequence[Row],
+    preprocessing: Preprocessing,
+    *,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit the head that a recipe's training starts from.
+
+    Args:
+        model: The recipe's network.
+        recipe: Says what the probe sees of each image, and how it is regularised.
+        rows: The training images.
+        preprocessing: Of the evaluation.
+        progress: Called with the number of images that are done and of all, each once a view.
+
+    Returns:
+        Kernel and bias, as `Heads.fit`.
+    """
+    views = views_of(recipe.probe_views, flip=recipe.flip)
+    frozen = Frozen(model, precision=recipe.precision)
+
+    def seen(number: int, view: View) -> tuple[np.ndarray, np.ndarray]:
+        return frozen.features(
+            view.batches(rows, preprocessing),
+            progress=lambda done: progress(number * len(rows) + done, len(views) * len(rows)),
+        )
+
+    parts = [seen(number, view) for number, view in enumerate(views)]
+    x, y = (np.concatenate(same) for same in zip(*parts, strict=True))
+    return fit_head(
+        x,
+        y,
+        seed=recipe.seed,
+        strength=recipe.probe_strength,
+        smoothing=recipe.probe_smoothing,
+        views=len(views),
+    )
 
 
 class Heads:

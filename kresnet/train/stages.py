@@ -9,19 +9,18 @@ from functools import lru_cache
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from kresnet.console import Console
 from kresnet.data.arrays import channels, measured
 from kresnet.data.pipeline import TrainingData, evaluation_batches
-from kresnet.data.scan import Problem, Row
+from kresnet.data.scan import Index, Problem, Row
 from kresnet.errors import ConfigError, DataError
 from kresnet.train.hardware import policy_name
 from kresnet.train.judge import Judge
 from kresnet.train.loop import fine_tune
 from kresnet.train.optimizer import freeze_before, last_stage
-from kresnet.train.probe import Frozen, View, fit_head, views_of
+from kresnet.train.probe import fit_probe
 from kresnet.train.recipe import Recipe
 from kresnet.train.refine import better_size, refine
 from kresnet.train.run import Run
@@ -72,12 +71,9 @@ def train(run: Run, console: Console) -> Trained:
     # Weights without their score are those of a probe that was killed between the two.
     started = run.weights.exists() and (recipe.weights is None or "probe" in run.info)
     size = None if recipe.progressive else recipe.image_size
-    model = _built(run, size, weights=None if started else recipe.weights)
+    model = build_for(recipe, index, size=size, weights=None if started else recipe.weights)
     if not started:
-        expected = replace(model.preprocessing, image_size=recipe.image_size)
-        run.save_preprocessing(
-            expected if channels(index.rows) is None else measured(expected, fit_rows)
-        )
+        run.save_preprocessing(preprocessing_for(recipe, index, model))
     # What is kept may be of another size, see `better_size`.
     preprocessing = replace(run.preprocessing, image_size=recipe.image_size)
     fits = -(-recipe.batch_size // recipe.accumulate)  # images at a time
@@ -118,7 +114,7 @@ def train(run: Run, console: Console) -> Trained:
         best = _refined(run, model, judge, preprocessing, fits, best, console)
     kept = run.preprocessing
     if model.input_shape[1] != kept.image_size:
-        model = _built(run, kept.image_size, weights=None)
+        model = build_for(recipe, index, size=kept.image_size, weights=None)
     load_weights(model, run.weights)
     return Trained(model, kept, run.info["kept"], best, probe)
 
@@ -140,7 +136,7 @@ def _refined(
         return evaluation_batches(rows, expected, batch_size=batch_size)
 
     def judge_at(size: int) -> Judge:
-        kept = _built(run, size, weights=None)
+        kept = build_for(recipe, index, size=size, weights=None)
         load_weights(kept, run.weights)
         return Judge(kept, batches(index.select("val"), size))
 
@@ -157,9 +153,10 @@ def _refined(
     return best
 
 
-def _built(run: Run, size: int | None, *, weights: str | None) -> keras.Model:
-    """Build the run's network for images of `size`, or of any size."""
-    recipe, index = run.recipe, run.index
+def build_for(
+    recipe: Recipe, index: Index, *, size: int | None, weights: str | None
+) -> keras.Model:
+    """Build a recipe's network for images of `size` px, or of any size."""
     return build(
         recipe.variant,
         num_classes=len(index.classes),
@@ -169,6 +166,14 @@ def _built(run: Run, size: int | None, *, weights: str | None) -> keras.Model:
         drop_path_rate=recipe.drop_path_rate,
         weights=weights,
     )
+
+
+def preprocessing_for(recipe: Recipe, index: Index, model: keras.Model) -> Preprocessing:
+    """Return what a recipe's network expects; of arrays, mean and std are those to train on."""
+    expected = replace(model.preprocessing, image_size=recipe.image_size)
+    if channels(index.rows) is None:
+        return expected
+    return measured(expected, index.select("train"))
 
 
 def training_data(
@@ -207,26 +212,13 @@ def _probe(
     """Give the model the best linear head on its frozen features, and keep it in the run."""
     started = time.monotonic()
     recipe = run.recipe
-    views = views_of(recipe.probe_views, flip=recipe.flip)
-    frozen = Frozen(model, dtype="bfloat16" if recipe.precision == "bfloat16" else "float32")
-
-    def seen(number: int, view: View) -> tuple[np.ndarray, np.ndarray]:
-        which = f", view {number} / {len(views)}" if len(views) > 1 else ""
-        return frozen.features(
-            view.batches(rows, preprocessing),
-            progress=lambda done: console.status(
-                f"probe: features of {done} / {len(rows)} images{which}"
-            ),
-        )
-
-    parts = [seen(number, view) for number, view in enumerate(views, 1)]
-    kernel, bias = fit_head(
-        np.concatenate([x for x, _ in parts]),
-        np.concatenate([y for _, y in parts]),
-        seed=recipe.seed,
-        strength=recipe.probe_strength,
-        smoothing=recipe.probe_smoothing,
-        views=len(views),
+    looked = "images" if recipe.probe_views == "center" else "views"
+    kernel, bias = fit_probe(
+        model,
+        recipe,
+        rows,
+        preprocessing,
+        progress=lambda done, of: console.status(f"probe: features of {done} / {of} {looked}"),
     )
     model.get_layer("head").set_weights([kernel, bias])
     score = judge()

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -27,7 +27,10 @@ from kresnet.tune.executors import Job, Outcome
 from kresnet.tune.worker import failure
 
 if TYPE_CHECKING:
-    from kresnet.train.probe import View
+    from kresnet.data.scan import Index
+    from kresnet.train.probe import Frozen, View
+    from kresnet.train.recipe import Recipe
+    from kresnet.zoo import Preprocessing
 
 LOG: Final = "head.log"
 """Name of the file, in the study, with everything that the process says."""
@@ -228,27 +231,23 @@ class Features:
 
 
 def _computed(images: Path, recipe: Mapping[str, Any], split: Any, view: View) -> Any:
-    from kresnet.data.arrays import channels, measured
-    from kresnet.data.scan import Index
-    from kresnet.train.hardware import policy_name
-    from kresnet.train.probe import features
     from kresnet.train.recipe import Recipe
-    from kresnet.zoo import build
 
-    settings, index = Recipe.model_validate(recipe), Index.load(images)
-    size = settings.image_size
-    model = build(
-        settings.variant,
-        num_classes=len(index.classes),
-        input_shape=(size, size, channels(index.rows) or 3),
-        dtype=policy_name(settings.precision),
-        weights=settings.weights,
-    )
-    expected = replace(model.preprocessing, image_size=size)
-    if channels(index.rows) is not None:
-        expected = measured(expected, index.select("train"))
-    dtype = "bfloat16" if settings.precision == "bfloat16" else "float32"
-    return features(model, view.batches(index.select(split), expected), dtype=dtype)
+    frozen, preprocessing, index = _network(images, Recipe.model_validate(recipe))
+    return frozen.features(view.batches(index.select(split), preprocessing))
+
+
+@lru_cache(maxsize=1)  # for all views of a recipe
+def _network(images: Path, recipe: Recipe) -> tuple[Frozen, Preprocessing, Index]:
+    """Return a recipe's frozen network, what it expects, and the images."""
+    from kresnet.data.scan import Index
+    from kresnet.train.probe import Frozen
+    from kresnet.train.stages import build_for, preprocessing_for
+
+    index = Index.load(images)
+    model = build_for(recipe, index, size=recipe.image_size, weights=recipe.weights)
+    preprocessing = preprocessing_for(recipe, index, model)
+    return Frozen(model, precision=recipe.precision), preprocessing, index
 
 
 def answer(features: Features, job: Job) -> Outcome:

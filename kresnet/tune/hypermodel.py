@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,25 +23,29 @@ import tensorflow as tf
 from keras_tuner.errors import FatalError
 
 from kresnet.console import Console
-from kresnet.data.arrays import channels, measured
 from kresnet.data.pipeline import evaluation_batches
 from kresnet.errors import ConfigError
-from kresnet.train.hardware import policy_name
 from kresnet.train.optimizer import optimizer_for
-from kresnet.train.probe import features, fit_head
+from kresnet.train.probe import fit_probe
 from kresnet.train.recipe import Recipe, rerun
 from kresnet.train.schedule import rate_at
-from kresnet.train.stages import prepare_layers, training_data
+from kresnet.train.stages import build_for, prepare_layers, preprocessing_for, training_data
 from kresnet.train.step import errors_by
 from kresnet.tune.space import Space
 from kresnet.workflow import choose
-from kresnet.zoo import Preprocessing, build
+from kresnet.zoo import Preprocessing
 
 _LEFT_OUT: Final = (
     *("accumulate", "ema", "progressive", "soup", "recalibrate", "larger_test", "patience"),
     "budget_s",
 )
 """Fields of a recipe that mean nothing to `Model.fit`."""
+
+_OF_HEAD: Final = (
+    *("variant", "weights", "image_size", "precision", "flip", "seed"),
+    *("probe_views", "probe_strength", "probe_smoothing"),
+)
+"""Fields of a recipe that the probe's head depends on."""
 
 
 class FitError(ConfigError, FatalError):
@@ -56,7 +59,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
     frozen norms that stay frozen under `fit`. `fit` trains it on the recipe's augmented batches;
     the learning rate is set from a step's place in the whole training, so a trial that Hyperband
     promotes goes on with the rate of that place. Pretrained networks start with the head of a
-    linear probe, which is fitted once for each network and image size.
+    linear probe, which is fitted once for each network, image size and setting of the probe.
 
     The averages, soups, growing images, patience and budget of a recipe are `kresnet train`'s, and
     left out. Under Hyperband, let `max_epochs` be the recipe's epochs: the schedule is for them.
@@ -127,16 +130,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         """Return a compiled model that gives logits `(b, classes)` for images `(b, s, s, c)`."""
         hp.merge(self.space.hyperparameters(self.recipe), overwrite=False)
         recipe = self.recipe_of(hp)
-        size = recipe.image_size
-        model: keras.Model = build(
-            recipe.variant,
-            num_classes=len(self.index.classes),
-            input_shape=(size, size, channels(self.index.rows) or 3),
-            dtype=policy_name(recipe.precision),
-            drop_rate=recipe.drop_rate,
-            drop_path_rate=recipe.drop_path_rate,
-            weights=recipe.weights,
-        )
+        model = build_for(recipe, self.index, size=recipe.image_size, weights=recipe.weights)
         prepare_layers(model, recipe)
         optimizer = optimizer_for(
             model,
@@ -180,7 +174,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         recipe = self.recipe_of(hp)
         epochs = kwargs.get("epochs", recipe.epochs)
         first = kwargs.get("initial_epoch", 0)
-        preprocessing = self._preprocessing(model, recipe)
+        preprocessing = preprocessing_for(recipe, self.index, model)
         if recipe.weights is not None and not first:
             self._start_head(model, recipe, preprocessing)
         data = training_data(
@@ -203,24 +197,13 @@ class ResNetHyperModel(keras_tuner.HyperModel):
             verbose=kwargs.get("verbose", "auto"),
         )
 
-    def _preprocessing(self, model: keras.Model, recipe: Recipe) -> Preprocessing:
-        expected = replace(model.preprocessing, image_size=recipe.image_size)
-        if channels(self.index.rows) is None:
-            return expected
-        return measured(expected, self.index.select("train"))
-
     def _start_head(self, model: keras.Model, recipe: Recipe, preprocessing: Preprocessing) -> None:
         """Give the model the best linear head on its frozen features."""
-        key = (recipe.variant, recipe.weights, recipe.image_size, recipe.precision)
+        key = tuple(getattr(recipe, name) for name in _OF_HEAD)
         if key not in self._heads:
             rows = self.index.select("train")
             self._console.status(f"probe: features of {len(rows)} images")
-            x, y = features(
-                model,
-                evaluation_batches(rows, preprocessing, batch_size=32),
-                dtype="bfloat16" if recipe.precision == "bfloat16" else "float32",
-            )
-            self._heads[key] = fit_head(x, y, seed=recipe.seed)
+            self._heads[key] = fit_probe(model, recipe, rows, preprocessing)
         model.get_layer("head").set_weights(self._heads[key])
 
     def _validation(self, preprocessing: Preprocessing) -> tf.data.Dataset:

@@ -14,6 +14,7 @@ from kresnet.console import Console
 from kresnet.data.demo import write_digits
 from kresnet.errors import ConfigError, ResourceError
 from kresnet.train.schedule import rate_at
+from kresnet.train.stages import preprocessing_for
 
 keras_tuner = pytest.importorskip("keras_tuner", reason="the extra `tune` is not installed")
 pytest.importorskip("tensorboard", reason="the extra `tune` is not installed")
@@ -163,6 +164,11 @@ def test_a_pretrained_network_starts_with_the_head_of_the_probe(digits, tmp_path
     model.fit(hp, two, epochs=1, verbose=0)
     assert not calls  # it is not fitted again
     assert np.allclose(one.get_layer("head").kernel, two.get_layer("head").kernel, atol=1e-5)
+    weaker = model.recipe.model_copy(update={"probe_strength": 1e-5})
+    model._start_head(two, weaker, preprocessing_for(weaker, model.index, two))
+    assert calls  # another head is
+    heads = [np.abs(each.get_layer("head").kernel).max() for each in (one, two)]
+    assert heads[1] < 0.9 * heads[0]
 
 
 def test_what_fit_would_not_heed_is_refused(digits, tmp_path):
