@@ -32,7 +32,7 @@ from kresnet.errors import DataError, ResourceError
 from kresnet.machine import cores, processor
 from kresnet.train.hardware import has_gpu, policy_name
 from kresnet.train.loop import FINISHING_S
-from kresnet.train.optimizer import optimizer_for
+from kresnet.train.optimizer import optimizer_of
 from kresnet.train.probe import views_of
 from kresnet.train.recipe import Recipe
 from kresnet.train.run import Run
@@ -235,14 +235,7 @@ def _timed_network(
         dtype=policy_name(recipe.precision),
     )
     prepare_layers(model, recipe)
-    optimizer = optimizer_for(  # its rate is 0
-        model,
-        recipe.optimizer,
-        weight_decay=recipe.weight_decay,
-        layer_decay=recipe.layer_decay,
-        clip_norm=recipe.clip_norm,
-        scale_loss=recipe.precision == "float16",
-    )
+    optimizer = optimizer_of(recipe, model)  # its rate is 0
     step = train_step(model, optimizer, loss=recipe.loss)
     look = tf.function(lambda images: model(images, training=False), autograph=False)
     at_once = -(-recipe.batch_size // recipe.accumulate)

@@ -19,7 +19,7 @@ from kresnet.data.pipeline import Batch, TrainingData
 from kresnet.errors import Interrupted
 from kresnet.train.average import Average
 from kresnet.train.judge import Judge
-from kresnet.train.optimizer import optimizer_for
+from kresnet.train.optimizer import optimizer_of
 from kresnet.train.run import Run
 from kresnet.train.schedule import rate_at, size_at
 from kresnet.train.score import Score
@@ -96,15 +96,7 @@ class _Loop:
         self._stale = 0
         self._troubles = Troubles(run)
         self._average = Average(model, reach=self._recipe.ema) if self._recipe.ema else None
-        self._optimizer = optimizer_for(
-            model,
-            self._recipe.optimizer,
-            weight_decay=self._recipe.weight_decay,
-            layer_decay=self._recipe.layer_decay,
-            clip_norm=self._recipe.clip_norm,
-            l1=self._recipe.l1,
-            scale_loss=self._recipe.precision == "float16",
-        )
+        self._optimizer = optimizer_of(self._recipe, model)
         soup = self._recipe.soup
         self._ingredients = Ingredients(run.states, model, most=soup) if soup else None
         self._data: TrainingData  # of the image size of the epoch under way; `_go_back` sets it

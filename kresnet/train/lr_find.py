@@ -20,7 +20,7 @@ import numpy as np
 from kresnet.console import Console
 from kresnet.data.scan import Index
 from kresnet.errors import DataError, ResourceError
-from kresnet.train.optimizer import optimizer_for
+from kresnet.train.optimizer import optimizer_of
 from kresnet.train.probe import fit_probe
 from kresnet.train.recipe import Recipe
 from kresnet.train.stages import build_for, prepare_layers, preprocessing_for, training_data
@@ -135,15 +135,7 @@ def range_test(recipe: Recipe, index: Index, console: Console) -> RateTest:
     console.status("building the model")
     keras.utils.set_random_seed(recipe.seed)
     model, preprocessing = _begun(recipe, index, console)
-    optimizer = optimizer_for(
-        model,
-        recipe.optimizer,
-        weight_decay=recipe.weight_decay,
-        layer_decay=recipe.layer_decay,
-        clip_norm=recipe.clip_norm,
-        l1=recipe.l1,
-        scale_loss=recipe.precision == "float16",
-    )
+    optimizer = optimizer_of(recipe, model)
     step = train_step(model, optimizer, loss=recipe.loss, parts=recipe.accumulate)
     batches = training_data(recipe, rows, preprocessing, num_classes=len(index.classes)).batches()
     losses = _Smoothed()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 from keras import ops
 
 from kresnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kresnet.train.recipe import Recipe
 
 Name = Literal["adamw", "adam", "sgd", "lamb", "rmsprop"]
 
@@ -116,6 +119,19 @@ _CLASSES: dict[Name, tuple[type[_Grouped], dict[str, Any]]] = {
     # As EfficientNet and MobileNet are trained.
     "rmsprop": (GroupedRMSprop, {"rho": 0.9, "momentum": 0.9, "epsilon": 1e-3}),
 }
+
+
+def optimizer_of(recipe: Recipe, model: keras.Model) -> keras.optimizers.Optimizer:
+    """Build the optimizer that a recipe trains a model with; see `optimizer_for`."""
+    return optimizer_for(
+        model,
+        recipe.optimizer,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+        clip_norm=recipe.clip_norm,
+        l1=recipe.l1,
+        scale_loss=recipe.precision == "float16",
+    )
 
 
 def optimizer_for(

@@ -25,7 +25,7 @@ from keras_tuner.errors import FatalError
 from kresnet.console import Console
 from kresnet.data.pipeline import evaluation_batches
 from kresnet.errors import ConfigError
-from kresnet.train.optimizer import optimizer_for
+from kresnet.train.optimizer import optimizer_of
 from kresnet.train.probe import fit_probe
 from kresnet.train.recipe import Recipe, rerun
 from kresnet.train.schedule import rate_at
@@ -132,15 +132,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         recipe = self.recipe_of(hp)
         model = build_for(recipe, self.index, size=recipe.image_size, weights=recipe.weights)
         prepare_layers(model, recipe)
-        optimizer = optimizer_for(
-            model,
-            recipe.optimizer,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay,
-            clip_norm=recipe.clip_norm,
-            l1=recipe.l1,
-            scale_loss=recipe.precision == "float16",
-        )
+        optimizer = optimizer_of(recipe, model)
         optimizer.learning_rate = recipe.lr
         # Built already, so that the state of a promoted trial's optimizer is loaded, too.
         model.compile(
