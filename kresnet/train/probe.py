@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import keras
 import numpy as np
 import tensorflow as tf
+from scipy.special import log_softmax, softmax
 from threadpoolctl import threadpool_limits
 
 from kresnet.data.pipeline import evaluation_batches
@@ -270,9 +271,7 @@ def held_out_probabilities(
         parts = StratifiedKFold(min(folds, least), shuffle=True, random_state=seed + repeat)
         for fit, held in parts.split(z, y):
             coef, intercept = _regress(z[fit], y[fit], strength)
-            logits = z[held] @ coef.T + intercept
-            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-            probabilities[held] += odds / odds.sum(axis=1, keepdims=True) / repeats
+            probabilities[held] += softmax(z[held] @ coef.T + intercept, axis=1) / repeats
     return probabilities
 
 
@@ -311,10 +310,8 @@ def _held_out_loss(
     z: np.ndarray, y: np.ndarray, fit: np.ndarray, held: np.ndarray, strength: float
 ) -> float:
     coef, intercept = _regress(z[fit], y[fit], strength)
-    logits = z[held] @ coef.T + intercept
-    logits -= logits.max(axis=1, keepdims=True)
-    log_probability = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return float(-log_probability[np.arange(len(held)), y[held]].mean())
+    log_p = log_softmax(z[held] @ coef.T + intercept, axis=1)
+    return float(-log_p[np.arange(len(held)), y[held]].mean())
 
 
 def _regress(z: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
@@ -355,9 +352,7 @@ def _regress_soft(
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = flat.reshape(classes, -1)
         coef, intercept = weights[:, :-1], weights[:, -1]
-        logits = z @ coef.T + intercept
-        logits -= logits.max(axis=1, keepdims=True)
-        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        log_p = log_softmax(z @ coef.T + intercept, axis=1)
         error = np.exp(log_p) - targets
         gradient = np.column_stack(
             [strength * error.T @ z + ridge * coef, strength * error.sum(axis=0)]

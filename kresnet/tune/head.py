@@ -177,6 +177,7 @@ class Features:
             ConfigError: The recipe trains more than a head, or has no features to train it on.
         """
         import numpy as np
+        from scipy.special import log_softmax
 
         from kresnet.train.probe import View
 
@@ -192,8 +193,7 @@ class Features:
         )
         x, y = self._part(recipe, "val", View())
         logits = (x @ kernel + bias).astype("float64")
-        logits -= logits.max(axis=1, keepdims=True)
-        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        log_p = log_softmax(logits, axis=1)
         right = float((logits.argmax(axis=1) == y).mean())
         return right, float(-log_p[np.arange(len(y)), y].mean())
 
