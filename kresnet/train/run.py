@@ -69,7 +69,7 @@ class Run:
             ResourceError: The directory cannot be written.
         """
         try:
-            run = cls(_new_directory(out, name))
+            run = cls(new_folder(out, name))
             recipe.save(run.path / "recipe.yaml")
             index.save(run.path)
             run.write_json("environment.json", environment())
@@ -223,10 +223,29 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _new_directory(out: Path, name: str) -> Path:
+def check_name(name: str) -> None:
+    """Refuse a name that would be a hidden folder, or one elsewhere.
+
+    Raises:
+        ConfigError: It is none of a folder.
+    """
+    if name.startswith(".") or Path(name).name != name:
+        raise ConfigError(f"`name` must be the plain name of a folder. Received: name={name!r}.")
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make a folder, with its parents; a name in use gets a number behind it.
+
+    Args:
+        parent: Where to make it.
+        name: See `check_name`.
+
+    Raises:
+        OSError: It cannot be made.
+    """
     number = 1
     while True:
-        path = out / (name if number == 1 else f"{name}-{number}")
+        path = parent / (name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir(parents=True)
             return path

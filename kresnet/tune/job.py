@@ -36,7 +36,7 @@ from kresnet.train.disk import check_room, disk_needed
 from kresnet.train.estimate import estimated
 from kresnet.train.hardware import has_gpu, policy_name
 from kresnet.train.recipe import Recipe, rerun, validated
-from kresnet.train.run import Run
+from kresnet.train.run import Run, check_name, new_folder
 from kresnet.tune.board import epochs_trained, in_words, winner
 from kresnet.tune.executors import Executor
 from kresnet.tune.head import HeadWorker
@@ -405,10 +405,9 @@ def _new_study(
         ConfigError: The name is none of a folder.
         ResourceError: The directory cannot be written.
     """
-    if name.startswith(".") or Path(name).name != name:
-        raise ConfigError(f"`name` must be the plain name of a folder. Received: name={name!r}.")
+    check_name(name)
     try:
-        path = _new_folder(folder, name)
+        path = new_folder(folder, name)
         recipe.save(path / "recipe.yaml")
         text = yaml.safe_dump(space.as_dict(), sort_keys=False)
         (path / "space.yaml").write_text(text, encoding="utf-8")
@@ -434,17 +433,6 @@ def _new_study(
             **settings,
         },
     )
-
-
-def _new_folder(folder: Path, name: str) -> Path:
-    number = 1
-    while True:
-        path = folder / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            number += 1
 
 
 def _unhurried(recipe: Recipe, index: Index, *, given: bool, console: Console) -> Recipe:

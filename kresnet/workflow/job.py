@@ -15,11 +15,11 @@ from kresnet.console import Console
 from kresnet.data.arrays import channels
 from kresnet.data.lost import lost_images
 from kresnet.data.sources import name_of
-from kresnet.errors import ConfigError, Interrupted
+from kresnet.errors import Interrupted
 from kresnet.evaluate.held_out import score
 from kresnet.evaluate.metrics import Evaluation
 from kresnet.train.estimate import Estimate, remember
-from kresnet.train.run import Run
+from kresnet.train.run import Run, check_name
 from kresnet.train.signals import terminable
 from kresnet.train.stages import Trained, train
 from kresnet.train.trackers import Trackers, check_trackers
@@ -131,8 +131,7 @@ def fit(
     trackers = check_trackers(tracker)
     choice = Choice(data, variant, weights, preset, recipe, settings)
     name = name or name_of(choice.source)
-    if name.startswith(".") or Path(name).name != name:
-        raise ConfigError(f"`name` must be the plain name of a folder. Received: name={name!r}.")
+    check_name(name)
     planned, index = plan_job(choice, console, out=Path(out), exports=Path(exports))
     chosen = planned.recipe
     have_weights(chosen, console)
