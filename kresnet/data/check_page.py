@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import tensorflow as tf
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from kresnet.data import pixels
 from kresnet.data.check import Report
 from kresnet.data.examine import Facts, examine
-from kresnet.data.findings import Finding, printable
+from kresnet.data.findings import Finding
+from kresnet.data.templates import template
 
 _SIDE: Final = 112  # pixels of a thumbnail at most
 _GROUPS: Final = 24  # shown with thumbnails, of each finding
@@ -33,17 +33,9 @@ def page(report: Report) -> str:
     Returns:
         HTML. What came from the data, as names, is escaped; thumbnails are data URIs.
     """
-    environment = Environment(
-        loader=PackageLoader("kresnet.data", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["printable"] = printable
     drawn = functools.cache(functools.partial(_thumbnail, report))
     sections = [_Section.of(finding, drawn) for finding in report.findings]
-    return environment.get_template("check.html.j2").render(
+    return template("kresnet.data", "check.html.j2").render(
         report=report, sections=sections, most_members=_MEMBERS, most_names=_NAMES
     )
 

@@ -16,12 +16,12 @@ from typing import Any, Final
 
 import numpy as np
 import tensorflow as tf
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kresnet.data.arrays import channels
 from kresnet.data.findings import printable
 from kresnet.data.scan import Index, Row
+from kresnet.data.templates import template
 from kresnet.errors import ConfigError
 from kresnet.evaluate import pictures
 from kresnet.evaluate.drawing import line_chart, reliability_chart
@@ -109,17 +109,7 @@ def write_report(run: Run, published: Published | None) -> Path:
     Raises:
         ConfigError: The run was not evaluated.
     """
-    environment = Environment(
-        loader=PackageLoader("kresnet.evaluate", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["name"] = lambda text: Markup("<bdi>{}</bdi>").format(printable(text))
-    environment.filters["printable"] = printable
-    environment.filters["share"] = lambda value: "-" if value is None else f"{value:.1%}"
-    page = environment.get_template("report.html.j2").render(_content(run, published))
+    page = template("kresnet.evaluate", "report.html.j2").render(_content(run, published))
     run.write_text(FILE, page)
     return run.path / FILE
 

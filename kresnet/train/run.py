@@ -153,14 +153,14 @@ class Run:
     def write_table(self, name: str, lines: Iterable[Sequence[object]]) -> None:
         """Write a CSV file in one step, the names of the columns first."""
         with (
-            _whole(self.path / name) as partial,
+            whole_file(self.path / name) as partial,
             partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
             csv.writer(file).writerows(lines)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file in one step."""
-        with _whole(self.path / name) as partial:
+        with whole_file(self.path / name) as partial:
             partial.write_text(text, encoding="utf-8")
 
     def save_weights(self, model: keras.Model) -> None:
@@ -171,7 +171,7 @@ class Run:
             for v in layer.weights
         }
         try:
-            with _whole(self.weights) as partial:
+            with whole_file(self.weights) as partial:
                 save_file(arrays, partial)
         except (OSError, SafetensorError) as error:
             raise ResourceError(
@@ -183,7 +183,7 @@ class Run:
         if not rows:
             return
         with (
-            _whole(self.path / "metrics.csv") as partial,
+            whole_file(self.path / "metrics.csv") as partial,
             partial.open("w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.DictWriter(file, list(rows[0]))
@@ -193,7 +193,7 @@ class Run:
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[Path]:
+def whole_file(file: Path) -> Iterator[Path]:
     """Give a path to write to that becomes `file` in one step: a reader never sees half."""
     partial = file.with_name(f".{file.name}.partial")
     try:

@@ -214,6 +214,8 @@ class Features:
         """Return features float32 `(n, c)` and labels `(n,)` of a split as it is seen."""
         import numpy as np
 
+        from kresnet.train.run import whole_file
+
         key = (str(split), view.crop, view.mirror)
         if key not in self._known:
             fields = {name: recipe[name] for name in _OF_FEATURES}
@@ -222,9 +224,8 @@ class Features:
             if not file.is_file():
                 x, y = _computed(self._images, recipe, split, view)
                 file.parent.mkdir(exist_ok=True)
-                partial = file.with_name(f".{name}.npz")
-                np.savez(partial, x=x, y=y)
-                partial.replace(file)
+                with whole_file(file) as partial, partial.open("wb") as out:
+                    np.savez(out, x=x, y=y)
             with np.load(file) as kept:
                 self._known[key] = kept["x"], kept["y"]
         return self._known[key]

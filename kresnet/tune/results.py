@@ -14,12 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kresnet.console import duration
-from kresnet.data.findings import printable
+from kresnet.data.templates import template
 from kresnet.errors import ResourceError
+from kresnet.train.run import whole_file
 from kresnet.train.score import wilson_interval
 from kresnet.tune.board import ranked
 from kresnet.tune.charts import bars, history, parallel, value_text
@@ -273,23 +273,11 @@ def write_page(found: Findings, folder: Path) -> Path:
     Raises:
         ResourceError: It cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("kresnet.tune", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["name"] = lambda text: Markup("<bdi>{}</bdi>").format(printable(text))
-    environment.filters["printable"] = printable
-    environment.filters["share"] = lambda value: "-" if value is None else f"{value:.1%}"
-    environment.filters["value"] = value_text
-    environment.filters["duration"] = duration
-    text = environment.get_template("study.html.j2").render(_content(found))
-    partial = folder / f".{PAGE}.partial"
+    page = template("kresnet.tune", "study.html.j2", value=value_text, duration=duration)
+    text = page.render(_content(found))
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / PAGE)
+        with whole_file(folder / PAGE) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ResourceError(
             f"The study's directory must be writable. Received: {error}. Make room or rights."
