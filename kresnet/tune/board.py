@@ -32,6 +32,26 @@ def winner(trials: Sequence[Trial]) -> Trial | None:
     return best[0] if best else None
 
 
+def planned(trials: Sequence[Trial]) -> Trial | None:
+    """Return trial 0, the planner's recipe; None if it did not come to its end."""
+    return trials[0] if trials and trials[0].status == "done" else None
+
+
+def gain(best: Trial | None, first: Trial | None) -> float | None:
+    """Return what the best trial has over the planner's recipe, as a share of the images.
+
+    Args:
+        best: Of `winner`.
+        first: Of `planned`.
+
+    Returns:
+        The difference of their accuracies, in -1..1; None where there is only one of them.
+    """
+    if best is None or best.score is None or first is None or first.score is None:
+        return None
+    return best.score - first.score
+
+
 def in_words(trial: Trial) -> str:
     """Return what a trial sets, as "lr 0.0003, augment none"."""
     if trial.number == 0:
@@ -64,7 +84,6 @@ def summary(path: str | Path) -> dict[str, Any]:
     settings, trials = ledger.settings, ledger.trials()
     ledger.close()
     best = winner(trials)
-    planned = trials[0] if trials and trials[0].status == "done" else None
     return {
         "study": str(path),
         "settings": settings,
@@ -72,7 +91,7 @@ def summary(path: str | Path) -> dict[str, Any]:
         "statuses": dict(Counter(trial.status for trial in trials)),
         "epochs": epochs_trained(trials),
         "best": best.number if best else None,
-        "gain": (best.score or 0.0) - (planned.score or 0.0) if best and planned else None,
+        "gain": gain(best, planned(trials)),
     }
 
 

@@ -37,7 +37,7 @@ from kresnet.train.estimate import estimated
 from kresnet.train.hardware import has_gpu, policy_name
 from kresnet.train.recipe import Recipe, rerun, validated
 from kresnet.train.run import Run, check_name, new_folder
-from kresnet.tune.board import epochs_trained, in_words, winner
+from kresnet.tune import board
 from kresnet.tune.executors import Executor
 from kresnet.tune.head import HeadWorker
 from kresnet.tune.local import Local
@@ -94,9 +94,7 @@ class Found:
     @property
     def gain(self) -> float | None:
         """Validation accuracy of the best trial minus that of the planner's recipe."""
-        if self.planned is None or self.planned.score is None or self.best.score is None:
-            return None
-        return self.best.score - self.planned.score
+        return board.gain(self.best, self.planned)
 
     def lines(self) -> list[str]:
         """Return what is beside the table of the trials to know, a line each."""
@@ -289,7 +287,7 @@ def _searched(ledger: Ledger, executor: Callable[[], Executor] | None, console: 
     ending = Study(ledger, running, tell=console.line, status=console.status).search()
     console.line("ended", f"{_REASONS[ending.reason]} after {duration(ending.seconds)}")
     found = _found(ledger, ending)
-    console.line("best", f"trial {found.best.number}: {in_words(found.best)}")
+    console.line("best", f"trial {found.best.number}: {board.in_words(found.best)}")
     found = _finished(ledger, found, console)
     known = findings(ledger)
     write_hparams(known, ledger.folder)
@@ -366,7 +364,7 @@ def _found(ledger: Ledger, ending: Ending) -> Found:
         ResourceError: No trial was successful.
     """
     trials = ledger.trials()
-    best = winner(trials)
+    best = board.winner(trials)
     if best is None:
         errors = [trial.error for trial in trials if trial.error]
         raise ResourceError(
@@ -377,14 +375,13 @@ def _found(ledger: Ledger, ending: Ending) -> Found:
     recipe = rerun(validated(settings["recipe"]), best.fields)
     path = ledger.folder / "best.yaml"
     recipe.save(path)
-    planned = trials[0] if trials[0].status == "done" else None
     return Found(
         study=ledger.folder,
         trials=dict(Counter(trial.status for trial in trials)),
-        epochs=epochs_trained(trials),
+        epochs=board.epochs_trained(trials),
         seconds=ending.seconds,
         best=best,
-        planned=planned,
+        planned=board.planned(trials),
         images=settings["images"]["val"],
         probe=_probe(ledger.folder / best.directory),
         recipe=path,

@@ -21,7 +21,7 @@ from kresnet.data.templates import template
 from kresnet.errors import ResourceError
 from kresnet.train.run import whole_file
 from kresnet.train.score import wilson_interval
-from kresnet.tune.board import ranked
+from kresnet.tune import board
 from kresnet.tune.charts import bars, history, parallel, value_text
 from kresnet.tune.importance import LEAST, Importance, importance
 from kresnet.tune.space import Entry, Space
@@ -78,14 +78,12 @@ class Findings:
     @property
     def planned(self) -> Trial | None:
         """Trial 0, the planner's recipe, if it came to its end."""
-        return next((t for t in self.trials if t.number == 0 and t.score is not None), None)
+        return board.planned(self.trials)
 
     @property
     def gain(self) -> float | None:
         """What the best trial has over the planner's recipe, as a share of the images."""
-        if self.planned is None or not self.ranking:
-            return None
-        return (self.ranking[0].score or 0.0) - (self.planned.score or 0.0)
+        return board.gain(self.ranking[0] if self.ranking else None, self.planned)
 
     def counts(self) -> dict[str, int]:
         """Return how many trials there are of each status."""
@@ -118,7 +116,7 @@ def findings(ledger: Ledger, *, test: Mapping[str, Any] | None = None) -> Findin
     """
     settings, trials = ledger.settings, ledger.trials()
     space = Space.of(settings["space"])
-    ranking = ranked(trials)
+    ranking = board.ranked(trials)
     images = settings["images"]["val"]
     return Findings(
         name=str(settings.get("name", ledger.folder.name)),
