@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -195,6 +195,24 @@ def rerun(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     if fields["precision"] == "auto":
         fields["precision"] = resolve_precision("auto")
     return validated(fields)
+
+
+_OF_PROBE: Final = ("variant", "weights", "image_size", "precision", "seed", "data", "flip")
+
+
+def probe_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return all fields that the probe depends on: recipes that share them share the probe."""
+    return {
+        name: value
+        for name, value in recipe.model_dump().items()
+        if name in _OF_PROBE or name.startswith("probe_")
+    }
+
+
+def probe_alone(recipe: Recipe) -> Recipe:
+    """Return the recipe of the same probe without fine-tuning, and without what comes after it."""
+    left_out = {"epochs": 0, "progressive": 0.0}
+    return rerun(recipe, left_out | {"soup": 0, "recalibrate": False, "larger_test": False})
 
 
 def validated(fields: Mapping[str, Any]) -> Recipe:

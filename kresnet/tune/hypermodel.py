@@ -27,7 +27,7 @@ from kresnet.data.pipeline import evaluation_batches
 from kresnet.errors import ConfigError
 from kresnet.train.optimizer import optimizer_of
 from kresnet.train.probe import fit_probe
-from kresnet.train.recipe import Recipe, rerun
+from kresnet.train.recipe import Recipe, probe_settings, rerun
 from kresnet.train.schedule import rate_at
 from kresnet.train.stages import build_for, prepare_layers, preprocessing_for, training_data
 from kresnet.train.step import errors_by
@@ -40,12 +40,6 @@ _LEFT_OUT: Final = (
     "budget_s",
 )
 """Fields of a recipe that mean nothing to `Model.fit`."""
-
-_OF_HEAD: Final = (
-    *("variant", "weights", "image_size", "precision", "flip", "seed"),
-    *("probe_views", "probe_strength", "probe_smoothing"),
-)
-"""Fields of a recipe that the probe's head depends on."""
 
 
 class FitError(ConfigError, FatalError):
@@ -191,7 +185,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
 
     def _start_head(self, model: keras.Model, recipe: Recipe, preprocessing: Preprocessing) -> None:
         """Give the model the best linear head on its frozen features."""
-        key = tuple(getattr(recipe, name) for name in _OF_HEAD)
+        key = tuple(probe_settings(recipe).values())
         if key not in self._heads:
             rows = self.index.select("train")
             self._console.status(f"probe: features of {len(rows)} images")

@@ -35,7 +35,7 @@ from kresnet.evaluate.predict import predict_logits
 from kresnet.train.disk import check_room, disk_needed
 from kresnet.train.estimate import estimated
 from kresnet.train.hardware import has_gpu, policy_name
-from kresnet.train.recipe import Recipe, rerun, validated
+from kresnet.train.recipe import Recipe, probe_alone, rerun, validated
 from kresnet.train.run import Run, check_name, new_folder
 from kresnet.tune import board
 from kresnet.tune.executors import Executor
@@ -471,8 +471,7 @@ def _head_alone(recipe: Recipe) -> Recipe:
             "A head is searched for on a pretrained network. Received: random weights. "
             "Choose --weights, or leave --only out."
         )
-    fields = {"budget_s": None, "soup": 0, "larger_test": False}
-    return rerun(recipe, fields | {"recalibrate": False, "progressive": 0.0})
+    return rerun(probe_alone(recipe), {"budget_s": None})
 
 
 def _check_disk(recipe: Recipe, index: Index, *, runs: int, studies: Path, exports: Path) -> None:

@@ -28,7 +28,6 @@ from kresnet.tune.executors import Job, Kind, Outcome
 
 if TYPE_CHECKING:
     from kresnet.console import Console
-    from kresnet.train.recipe import Recipe
     from kresnet.train.run import Run
 
 OUTCOME: Final = "outcome.json"
@@ -36,9 +35,6 @@ OUTCOME: Final = "outcome.json"
 
 CORES: Final = "KRESNET_CORES"
 """Environment variable: the cores to stay on, as "0,1"; empty or absent is all."""
-
-# All that the probe depends on: trials that share them share the probe.
-_OF_PROBE: Final = ("variant", "weights", "image_size", "precision", "seed", "data", "flip")
 
 
 def work(job: Job, console: Console) -> Outcome:
@@ -142,18 +138,18 @@ def _start_from_probe(run: Run, folder: Path, console: Console) -> None:
 
     Whoever needs it first computes it, as a run of no epochs, while the others wait.
     """
+    from kresnet.train.recipe import probe_alone, probe_settings
     from kresnet.train.run import Run
     from kresnet.train.stages import train
 
-    recipe = run.recipe
-    known = {name: value for name, value in recipe.model_dump().items() if _is_of_probe(name)}
-    shared = folder / sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    known = json.dumps(probe_settings(run.recipe), sort_keys=True)
+    shared = folder / sha256(known.encode()).hexdigest()[:16]
     with _alone(shared.with_suffix(".lock")):
         if not (shared / "model.weights.safetensors").is_file():
             partial = folder / f".{shared.name}.partial"
             for old in (partial, shared):
                 shutil.rmtree(old, ignore_errors=True)
-            probe = Run.create(folder, partial.name, _probe_only(recipe), run.index)
+            probe = Run.create(folder, partial.name, probe_alone(run.recipe), run.index)
             train(probe, console)
             partial.rename(shared)
     probe = Run.open(shared)
@@ -162,17 +158,6 @@ def _start_from_probe(run: Run, folder: Path, console: Console) -> None:
     run.save_preprocessing(probe.preprocessing)
     info = probe.info
     run.update(**{name: info[name] for name in ("probe", "kept", "validation")})
-
-
-def _is_of_probe(name: str) -> bool:
-    return name in _OF_PROBE or name.startswith("probe_")
-
-
-def _probe_only(recipe: Recipe) -> Recipe:
-    from kresnet.train.recipe import rerun
-
-    fields = {"epochs": 0, "soup": 0, "larger_test": False, "recalibrate": False}
-    return rerun(recipe, fields | {"progressive": 0.0})
 
 
 @contextmanager
