@@ -7,7 +7,6 @@ left running of a search that was killed.
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
@@ -179,11 +178,9 @@ def _score(run: Run, *, finished: bool) -> tuple[float, float]:
     kept = info.get("validation", {})
     if finished and (info.get("kept") != "probe" or not run.recipe.epochs):
         return float(kept["accuracy"]), float(kept["loss"])
-    with (run.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     found = [
         (float(row[f"{kind}val_accuracy"]), -float(row[f"{kind}val_loss"]))
-        for row in rows
+        for row in run.metrics
         for kind in ("", "average_")
         if f"{kind}val_accuracy" in row
     ]
