@@ -9,9 +9,14 @@ from pathlib import Path
 
 def cores() -> int:
     """Return how many processor cores this process may use."""
+    return len(own_cores())
+
+
+def own_cores() -> list[int]:
+    """Return the numbers of the processor cores that this process may use, growing."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def processor() -> str:

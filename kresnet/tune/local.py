@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Final
 
 from kresnet.errors import ConfigError
+from kresnet.machine import own_cores
 from kresnet.tune.executors import Job, Outcome
 from kresnet.tune.worker import CORES, OUTCOME, outcome_of
 
 LOG: Final = "worker.log"
 """Name of the file with everything that a worker says, in its run."""
 
-_CORES_EACH: Final = 4  # of a trial, with --jobs auto: a small network gains little by more
+CORES_EACH: Final = 4
+"""Cores of a trial where nobody says how many; a small network gains little by more."""
+
 _GRACE_S: Final = 20.0  # to save and end, for a worker that is asked to
 _IDLE_S: Final = 900.0  # without any computing, after which a worker counts as hanging
 _COMPUTING: Final = 0.001  # seconds of a processor a second, below which nothing is computed
@@ -48,9 +51,9 @@ class Local:
         idle_s: float = _IDLE_S,
         command: Sequence[str] = (sys.executable, "-m", "kresnet.tune.worker"),
     ) -> None:
-        cores = _own_cores()
+        cores = own_cores()
         if jobs is None:
-            jobs = gpus or max(len(cores) // _CORES_EACH, 1)
+            jobs = gpus or max(len(cores) // CORES_EACH, 1)
         if jobs < 1:
             raise ConfigError(f"`jobs` must be 1 or more, or auto. Received: jobs={jobs}.")
         self._places = [_Place(k, cores, jobs, gpus) for k in range(jobs)]
@@ -244,9 +247,3 @@ def processor_seconds(process: int) -> float:
         return math.inf
     user, system = text.rsplit(")", 1)[1].split()[11:13]  # the name before may hold spaces
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
-def _own_cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))

@@ -22,9 +22,8 @@ from typing import Any, Final
 
 from kresnet.errors import ConfigError, ResourceError
 from kresnet.tune.executors import Job, Outcome
-from kresnet.tune.local import Local
+from kresnet.tune.local import CORES_EACH, Local
 
-_CORES_EACH: Final = 4  # of a trial: a small network gains little by more
 _LOOK_S: Final = 0.2  # between two looks at a worker
 _REACH_S: Final = 10.0  # for the head of a cluster to answer
 _GRACE_S: Final = 30.0  # for workers that are asked to save and end
@@ -71,7 +70,7 @@ class Ray:
             _connect(self._ray, address)
         self._most = jobs
         if cpus is None:
-            cpus = int(max(min(_CORES_EACH, self._largest("CPU")), 1))
+            cpus = int(max(min(CORES_EACH, self._largest("CPU")), 1))
         if gpus is None:
             gpus = min(self._largest("GPU"), 1.0)
         self._needs = {"CPU": float(cpus), "GPU": float(gpus)}
