@@ -1,7 +1,9 @@
 """Pictures with a known answer, and what the tests of the page do again and again."""
 
 import io
+import itertools
 import re
+from contextlib import contextmanager
 
 import keras
 import numpy as np
@@ -97,6 +99,49 @@ def contrast(one, other):
     """Contrast ratio of two colours, 1 to 21."""
     light, dark = sorted((luminance(one), luminance(other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
+
+
+@contextmanager
+def alone(page, file):
+    """Open a page that is a file, without a network: it asks for nothing but itself."""
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.context.set_offline(True)
+    page.goto(file.as_uri())
+    yield page
+    others = [url for url in asked if not url.startswith(("file:", "data:"))]
+    assert not others, others
+    files = [url for url in asked if url.startswith("file:")]
+    assert len(files) == 1, files
+
+
+def read_by_keyboard(page, names, *, tabs):
+    """Go through a report by the tab key: what is named is reached, and all can be told apart."""
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the summary")).to_be_focused()
+    reached = []
+    for _ in range(tabs):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                """() => {
+                const at = document.activeElement;
+                if (at === document.body) return "";
+                if (getComputedStyle(at).outlineStyle === "none") throw at.outerHTML;
+                return at.getAttribute("aria-label") ?? at.innerText;
+            }"""
+            )
+        )
+    assert set(names) <= set(reached), reached
+    for region in page.get_by_role("region").all():
+        snapshot = region.aria_snapshot()
+        assert re.match(r'- region ".+"', snapshot), snapshot
+    levels = page.evaluate(
+        "() => [...document.querySelectorAll('h1, h2, h3')].map(e => Number(e.tagName[1]))"
+    )
+    assert levels[0] == 1, levels
+    assert levels.count(1) == 1, levels
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels)), levels
 
 
 def settle(page):

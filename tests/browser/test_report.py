@@ -1,16 +1,23 @@
 """The report of a run in a real browser: alone, on a phone, in the dark, with hostile names."""
 
 import io
-import itertools
 import json
-import re
 import shutil
 
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from browser.harness import HOSTILE, PREPROCESSING, colours_model, contrast, picture, write_colours
+from browser.harness import (
+    HOSTILE,
+    PREPROCESSING,
+    alone,
+    colours_model,
+    contrast,
+    picture,
+    read_by_keyboard,
+    write_colours,
+)
 from kresnet.console import Console
 from kresnet.data.scan import scan
 from kresnet.errors import ConfigError
@@ -72,14 +79,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def report(watched, run):
-    """The report, opened without a network; whatever it asks for is noted."""
-    asked = []
-    watched.on("request", lambda request: asked.append(request.url))
-    watched.context.set_offline(True)
-    watched.goto((run.path / "report.html").as_uri())
-    yield watched
-    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
-    assert len([url for url in asked if url.startswith("file:")]) == 1
+    with alone(watched, run.path / "report.html") as page:
+        yield page
 
 
 @pytest.mark.parametrize("width", [360, 1400])
@@ -195,31 +196,8 @@ def test_a_mistake_is_shown_with_what_speaks_for_it(report):
 
 
 def test_it_can_be_read_by_keyboard(report):
-    report.keyboard.press("Tab")
-    expect(report.get_by_role("link", name="Skip to the summary")).to_be_focused()
-    reached = []
-    for _ in range(40):
-        report.keyboard.press("Tab")
-        reached.append(
-            report.evaluate(
-                """() => {
-                const at = document.activeElement;
-                if (at === document.body) return "";
-                if (getComputedStyle(at).outlineStyle === "none") throw at.outerHTML;
-                return at.getAttribute("aria-label") ?? at.innerText;
-            }"""
-            )
-        )
-    for name in ("Summary", "Do it again", "Every class", "Confusion matrix", "Every setting"):
-        assert name in reached
-    for region in report.get_by_role("region").all():
-        assert re.match(r'- region ".+"', region.aria_snapshot())
-    levels = report.evaluate(
-        "() => [...document.querySelectorAll('h1, h2, h3')].map(e => Number(e.tagName[1]))"
-    )
-    assert levels[0] == 1
-    assert levels.count(1) == 1
-    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    names = ("Summary", "Do it again", "Every class", "Confusion matrix", "Every setting")
+    read_by_keyboard(report, names, tabs=40)
 
 
 def test_images_and_an_export_that_are_gone_leave_a_report_without_pictures(watched, run, tmp_path):

@@ -1,13 +1,10 @@
 """The page of a search in a real browser: alone, on a phone, in the dark, by keyboard."""
 
-import itertools
-import re
-
 import pytest
 from playwright.sync_api import expect
 from searches import write_study
 
-from browser.harness import HOSTILE, contrast
+from browser.harness import HOSTILE, alone, contrast, read_by_keyboard
 from kresnet.tune.results import findings, write_page
 
 TEST = {"accuracy": 0.8778, "n": 90, "interval": [0.794, 0.93]}
@@ -24,14 +21,8 @@ def search(tmp_path_factory):
 
 @pytest.fixture
 def report(watched, search):
-    """The page, opened without a network; whatever it asks for is noted."""
-    asked = []
-    watched.on("request", lambda request: asked.append(request.url))
-    watched.context.set_offline(True)
-    watched.goto(search[1].as_uri())
-    yield watched
-    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
-    assert len([url for url in asked if url.startswith("file:")]) == 1
+    with alone(watched, search[1]) as page:
+        yield page
 
 
 @pytest.mark.parametrize("width", [360, 1400])
@@ -114,34 +105,5 @@ def test_its_numbers_are_those_of_the_study(report, search):
 
 
 def test_it_can_be_read_by_keyboard(report):
-    report.keyboard.press("Tab")
-    expect(report.get_by_role("link", name="Skip to the summary")).to_be_focused()
-    reached = []
-    for _ in range(16):
-        report.keyboard.press("Tab")
-        reached.append(
-            report.evaluate(
-                """() => {
-                const at = document.activeElement;
-                if (at === document.body) return "";
-                if (getComputedStyle(at).outlineStyle === "none") throw at.outerHTML;
-                return at.getAttribute("aria-label") ?? at.innerText;
-            }"""
-            )
-        )
-    for name in (
-        "Summary",
-        "Do it again",
-        "The best trials",
-        "Every trial",
-        "Failed trials",
-        "Space",
-    ):
-        assert name in reached
-    for region in report.get_by_role("region").all():
-        assert re.match(r'- region ".+"', region.aria_snapshot())
-    levels = report.evaluate(
-        "() => [...document.querySelectorAll('h1, h2, h3')].map(e => Number(e.tagName[1]))"
-    )
-    assert levels.count(1) == 1
-    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    names = ("Summary", "Do it again", "The best trials", "Every trial", "Failed trials", "Space")
+    read_by_keyboard(report, names, tabs=16)
