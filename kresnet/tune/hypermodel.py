@@ -36,7 +36,13 @@ from kresnet.workflow import choose
 from kresnet.zoo import Preprocessing
 
 _LEFT_OUT: Final = (
-    *("accumulate", "ema", "progressive", "soup", "recalibrate", "larger_test", "patience"),
+    "accumulate",
+    "ema",
+    "progressive",
+    "soup",
+    "recalibrate",
+    "larger_test",
+    "patience",
     "budget_s",
 )
 """Fields of a recipe that mean nothing to `Model.fit`."""

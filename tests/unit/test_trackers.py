@@ -261,7 +261,7 @@ def test_passwords_are_not_kept():
     assert trackers._to_keep("http://me:secret@host:5000") == {}
     assert trackers._to_keep("postgresql://me:secret@host/db") == {}
     assert trackers._to_keep("http://host:5000") == {"uri": "http://host:5000"}
-    assert trackers._to_keep("sqlite:////home/a@b/m.db") == {"uri": "sqlite:////home/a@b/m.db"}
+    assert trackers._to_keep("sqlite:////tmp/a@b/m.db") == {"uri": "sqlite:////tmp/a@b/m.db"}
 
 
 # ---------------------------------------------------------------- whatever they are
