@@ -22,9 +22,7 @@ from typing import Any, Final, Literal
 
 import keras
 import numpy as np
-import yaml
 
-import kresnet
 from kresnet.console import Console, duration
 from kresnet.data.scan import Index
 from kresnet.data.sources import name_of
@@ -32,23 +30,20 @@ from kresnet.errors import ConfigError, ResourceError
 from kresnet.evaluate.calibrate import probabilities
 from kresnet.evaluate.metrics import Evaluation, evaluation
 from kresnet.evaluate.predict import predict_logits
-from kresnet.train.disk import check_room, disk_needed
-from kresnet.train.estimate import estimated
 from kresnet.train.hardware import has_gpu, policy_name
-from kresnet.train.recipe import Recipe, probe_alone, rerun, validated
-from kresnet.train.run import Run, check_name, new_folder
-from kresnet.tune import board
+from kresnet.train.recipe import Recipe, rerun, validated
+from kresnet.train.run import Run
+from kresnet.tune import begin, board
 from kresnet.tune.executors import Executor
 from kresnet.tune.head import HeadWorker
 from kresnet.tune.local import Local
-from kresnet.tune.oracles import ALGORITHMS, Algorithm, hyperband_budget, keras_tuner
+from kresnet.tune.oracles import Algorithm, keras_tuner
 from kresnet.tune.results import findings, write_hparams, write_page
 from kresnet.tune.space import Space
 from kresnet.tune.study import Ending, Study
 from kresnet.tune.trials import Ledger, Trial
 from kresnet.workflow import Result, choose, fit
 from kresnet.zoo import build, load_weights
-from kresnet.zoo.download import find_weights
 
 _TRIALS: Final = 20  # where neither trials nor a budget are given
 _REASONS: Final = {
@@ -194,15 +189,15 @@ def tune(
     console = console or Console()
     keras_tuner()
     algorithm = algorithm or ("random" if only else "hyperband")
-    _check(algorithm, trials=trials, keep=keep, retries=retries, factor=factor)
+    begin.check_limits(algorithm, trials=trials, keep=keep, retries=retries, factor=factor)
     asked = Space.load(space) if space is not None else None  # told wrong before images are read
     if only:
         job["epochs"] = 0  # so that the probe is planned as one that is all there is
     planned, index = choose(data, console=console, **job)
     if only:
-        recipe = _head_alone(planned.recipe)
+        recipe = begin.head_alone(planned.recipe)
     else:
-        recipe = _unhurried(planned.recipe, index, given="epochs" in job, console=console)
+        recipe = begin.unhurried(planned.recipe, index, given="epochs" in job, console=console)
     kind = only or "train"
     searched = asked or (Space.head(recipe) if only else Space.default(recipe))
     searched.check(recipe, algorithm=algorithm, kind=kind)
@@ -211,12 +206,12 @@ def tune(
             f"Hyperband needs 2 epochs or more to stop early. Received: epochs={recipe.epochs}. "
             "Raise --epochs or choose another --algorithm."
         )
-    _fetch(searched, recipe, console)
+    begin.fetch_weights(searched, recipe, console)
     if not only:
-        _check_disk(recipe, index, runs=keep + 1, studies=Path(studies), exports=Path(exports))
+        begin.check_disk(recipe, index, runs=keep + 1, studies=Path(studies), exports=Path(exports))
     if trials is None and budget_s is None and algorithm != "hyperband":
         trials = _TRIALS
-    ledger = _new_study(
+    ledger = begin.new_study(
         Path(studies),
         name or name_of(data if data is not None else recipe.data),
         recipe,
@@ -238,7 +233,7 @@ def tune(
             "exports": str(Path(exports).absolute()),
         },
     )
-    console.line("study", f"{ledger.folder}: {_expected(ledger.settings, recipe)}")
+    console.line("study", f"{ledger.folder}: {begin.expected_work(ledger.settings, recipe)}")
     console.line("space", ", ".join(searched.entries))
     return _searched(ledger, executor, console)
 
@@ -266,7 +261,7 @@ def resume_study(
     ledger = Ledger(path)
     ledger.update(**{name: value for name, value in changes.items() if value is not None})
     settings = ledger.settings
-    _check(
+    begin.check_limits(
         settings["algorithm"],
         **{name: settings[name] for name in ("trials", "keep", "retries", "factor")},
     )
@@ -386,146 +381,6 @@ def _found(ledger: Ledger, ending: Ending) -> Found:
         probe=_probe(ledger.folder / best.directory),
         recipe=path,
     )
-
-
-def _new_study(
-    folder: Path,
-    name: str,
-    recipe: Recipe,
-    index: Index,
-    space: Space,
-    settings: Mapping[str, Any],
-) -> Ledger:
-    """Make the directory of a study; a name in use gets a number behind it.
-
-    Raises:
-        ConfigError: The name is none of a folder.
-        ResourceError: The directory cannot be written.
-    """
-    check_name(name)
-    try:
-        path = new_folder(folder, name)
-        recipe.save(path / "recipe.yaml")
-        text = yaml.safe_dump(space.as_dict(), sort_keys=False)
-        (path / "space.yaml").write_text(text, encoding="utf-8")
-        trained_on = replace(index, rows=tuple(r for r in index.rows if r.split != "test"))
-        for part, content in (("index", index), ("images", trained_on)):
-            (path / part).mkdir()
-            content.save(path / part)
-    except OSError as error:
-        raise ResourceError(
-            f"The study's directory must be writable. Received: {error}. Choose another with "
-            "--studies."
-        ) from None
-    counts = {part: len(index.select(part)) for part in ("train", "val", "test")}
-    return Ledger.create(
-        path,
-        {
-            "name": path.name,
-            "recipe": recipe.model_dump(mode="json"),
-            "space": space.as_dict(),
-            "seed": recipe.seed,
-            "images": counts,
-            "versions": {"kresnet": kresnet.__version__, "keras_tuner": keras_tuner().__version__},
-            **settings,
-        },
-    )
-
-
-def _unhurried(recipe: Recipe, index: Index, *, given: bool, console: Console) -> Recipe:
-    """Return the recipe with a number of epochs in place of a time.
-
-    A time allows each trial other epochs, and the same trial others on another day; so the epochs
-    that the planner's time allows on this machine are taken for all.
-
-    Args:
-        recipe: The planner's.
-        index: The images and their split.
-        given: Whether the user has said how many epochs it shall be.
-        console: Where to report.
-    """
-    if recipe.budget_s is None:
-        return recipe
-    epochs = recipe.epochs
-    if not given and epochs:
-        console.status("measuring the speed of this machine")
-        expected = estimated(recipe, index)
-        if expected is not None:
-            epochs = max(min(epochs, expected.epochs), 1)
-            console.line(
-                "epochs",
-                f"{epochs} a trial: what fits into the {duration(recipe.budget_s)} of a training "
-                "here; --epochs changes that",
-            )
-    return rerun(recipe, {"budget_s": None, "epochs": epochs})
-
-
-def _head_alone(recipe: Recipe) -> Recipe:
-    """Return the recipe without fine-tuning.
-
-    Raises:
-        ConfigError: It has no pretrained weights.
-    """
-    if recipe.weights is None:
-        raise ConfigError(
-            "A head is searched for on a pretrained network. Received: random weights. "
-            "Choose --weights, or leave --only out."
-        )
-    return rerun(probe_alone(recipe), {"budget_s": None})
-
-
-def _check_disk(recipe: Recipe, index: Index, *, runs: int, studies: Path, exports: Path) -> None:
-    """Refuse to begin where not even the best trials and one under way fit on the disk.
-
-    Raises:
-        ResourceError: They do not.
-    """
-    one = disk_needed(recipe, index.select("train"), num_classes=len(index.classes))
-    check_room(replace(one, run=runs * one.run), out=studies, exports=exports)
-
-
-def _fetch(space: Space, recipe: Recipe, console: Console) -> None:
-    """Have the weights of every variant in the space here before trials want them."""
-    entry = space.entries.get("variant")
-    if entry is None or recipe.weights is None:
-        return
-    for variant in entry.choice or ():
-        console.status(f"weights of {variant}")
-        find_weights(variant, recipe.weights)
-
-
-def _expected(settings: Mapping[str, Any], recipe: Recipe) -> str:
-    algorithm, trials, budget_s = (settings[n] for n in ("algorithm", "trials", "budget_s"))
-    parts = [algorithm]
-    if trials is not None:
-        parts.append(f"{trials} trials")
-    elif algorithm == "hyperband" and budget_s is None:
-        count, epochs = hyperband_budget(recipe.epochs, settings["factor"])
-        parts.append(f"1 + {count} trials of {recipe.epochs} + {epochs} epochs")
-    if budget_s is not None:
-        parts.append(f"at most {duration(budget_s)}")
-    return ", ".join(parts)
-
-
-def _check(algorithm: str, *, trials: int | None, keep: int, retries: int, factor: int) -> None:
-    """Refuse settings that make no search.
-
-    Raises:
-        ConfigError: The message names the setting.
-    """
-    if algorithm not in ALGORITHMS:
-        raise ConfigError(
-            f"`algorithm` must be one of {', '.join(ALGORITHMS)}. Received: "
-            f"algorithm={algorithm!r}."
-        )
-    for name, value, least in (
-        ("trials", trials, 1),
-        ("keep", keep, 1),
-        ("retries", retries, 0),
-        ("factor", factor, 2),
-    ):
-        if value is not None and value < least:
-            raise ConfigError(f"`{name}` must be {least} or more. Received: {name}={value}.")
 
 
 def _probe(run: Path) -> float | None:
