@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import keras
 import numpy as np
 
 from kresnet.console import Console, duration
@@ -30,9 +29,10 @@ from kresnet.errors import ConfigError, ResourceError
 from kresnet.evaluate.calibrate import probabilities
 from kresnet.evaluate.metrics import Evaluation, evaluation
 from kresnet.evaluate.predict import predict_logits
-from kresnet.train.hardware import has_gpu, policy_name
+from kresnet.train.hardware import has_gpu
 from kresnet.train.recipe import Recipe, rerun, validated
 from kresnet.train.run import Run
+from kresnet.train.stages import build_for
 from kresnet.tune import begin, board
 from kresnet.tune.executors import Executor
 from kresnet.tune.head import HeadWorker
@@ -43,7 +43,7 @@ from kresnet.tune.space import Space
 from kresnet.tune.study import Ending, Study
 from kresnet.tune.trials import Ledger, Trial
 from kresnet.workflow import Result, choose, fit
-from kresnet.zoo import build, load_weights
+from kresnet.zoo import load_weights
 
 _TRIALS: Final = 20  # where neither trials nor a budget are given
 _REASONS: Final = {
@@ -338,17 +338,10 @@ def _tested(ledger: Ledger, best: Trial, console: Console) -> Evaluation | None:
     if not rows or not run.weights.is_file():
         return None
     console.status(f"scoring {len(rows)} test images")
-    size = run.preprocessing.image_size
-    channels = len(run.preprocessing.mean)
-    model: keras.Model = build(
-        run.recipe.variant,
-        num_classes=len(index.classes),
-        input_shape=(size, size, channels),
-        dtype=policy_name(run.recipe.precision),
-        weights=None,
-    )
+    preprocessing = run.preprocessing
+    model = build_for(run.recipe, index, size=preprocessing.image_size, weights=None)
     load_weights(model, run.weights)
-    scores = probabilities(predict_logits(model, rows, run.preprocessing), 1.0)
+    scores = probabilities(predict_logits(model, rows, preprocessing), 1.0)
     return evaluation(scores, np.array([row.label for row in rows]), index.classes)
 
 
