@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kresnet.cli.options import Json, read_seconds
+from kresnet.cli.options import Json, KnownVariant, read_seconds
 from kresnet.cli.output import print_json, reporting
 from kresnet.errors import ConfigError
 
@@ -21,9 +21,7 @@ group = typer.Typer(
 def accuracy(
     data: Annotated[list[str], typer.Option(help="NAME=DATA, as often as you like.")],
     weights: Annotated[Path, typer.Option(help="Checkpoint that all start from.")],
-    variant: Annotated[str, typer.Option(help="A name that `kresnet zoo list` prints.")] = (
-        "resnet50"
-    ),
+    variant: KnownVariant = "resnet50",
     budget: Annotated[str, typer.Option(help="Time for each training, as 90s or 5m.")] = "270s",
     seeds: Annotated[int, typer.Option(min=1, help="Splits and trainings of each.")] = 3,
     presets: Annotated[str, typer.Option(help="Of ours: probe, fast, default, best.")] = (

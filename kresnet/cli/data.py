@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from kresnet.cli.options import Augment, Balance, Data, Exclude, GroupBy, Json, KeepSplit
+from kresnet.cli.options import (
+    Augment,
+    Balance,
+    Cutmix,
+    Data,
+    Exclude,
+    Flip,
+    GroupBy,
+    Json,
+    KeepSplit,
+    KnownVariant,
+    Mixup,
+    Seed,
+)
 from kresnet.cli.output import print_json, reporting
 from kresnet.errors import ConfigError
 
@@ -148,21 +161,14 @@ def split_data(
 def show_data(
     data: Annotated[Path, typer.Argument(help="Folder with a folder of images for each class.")],
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("batches.png"),
-    variant: Annotated[str, typer.Option(help="A name that `kresnet zoo list` prints.")] = (
-        "resnet50"
-    ),
+    variant: KnownVariant = "resnet50",
     images: Annotated[int, typer.Option(min=1, help="How many to show.")] = 48,
-    augment: Annotated[
-        Augment | None,
-        typer.Option(help="Random views: none, light (colours), trivial or rand operations."),
-    ] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images.")
-    ] = None,
-    mixup: Annotated[float | None, typer.Option(help="Mixup's parameter, as 0.2.")] = None,
-    cutmix: Annotated[float | None, typer.Option(help="CutMix's parameter, as 1.")] = None,
-    balance: Annotated[Balance | None, typer.Option(help="How rare classes are raised.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    augment: Augment = None,
+    flip: Flip = None,
+    mixup: Mixup = None,
+    cutmix: Cutmix = None,
+    balance: Balance = None,
+    seed: Seed = None,
 ) -> None:
     """Save a contact sheet of the first augmented images of a training, with their labels."""
     with reporting() as console:

@@ -13,7 +13,7 @@ import typer
 from kresnet.errors import ConfigError
 
 
-class Augment(StrEnum):
+class AugmentChoice(StrEnum):
     """Choices of --augment."""
 
     none = "none"
@@ -22,7 +22,7 @@ class Augment(StrEnum):
     rand = "rand"
 
 
-class Balance(StrEnum):
+class BalanceChoice(StrEnum):
     """Choices of --balance."""
 
     none = "none"
@@ -38,6 +38,23 @@ DATA_HELP = (
     "(.csv, .jsonl, .parquet), shards, or tfds:NAME."
 )
 Data = Annotated[str, typer.Argument(help=DATA_HELP)]
+Variant = Annotated[
+    str | None, typer.Option(help="A name that `kresnet zoo list` prints; else resnet50.")
+]
+KnownVariant = Annotated[str, typer.Option(help="A name that `kresnet zoo list` prints.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="imagenet, cifar10, a tag as a1_in1k, the path of a checkpoint, or none."),
+]
+Augment = Annotated[
+    AugmentChoice | None,
+    typer.Option(help="Random views: none, light (colours), trivial or rand operations."),
+]
+Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images.")]
+Mixup = Annotated[float | None, typer.Option(help="Mixup's parameter, as 0.2.")]
+Cutmix = Annotated[float | None, typer.Option(help="CutMix's parameter, as 1.")]
+Balance = Annotated[BalanceChoice | None, typer.Option(help="How rare classes are raised.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 GroupBy = Annotated[
     str | None,
     typer.Option(

@@ -13,15 +13,22 @@ from kresnet.cli.options import (
     DATA_HELP,
     Augment,
     Balance,
+    Cutmix,
     Data,
     Exclude,
     Exports,
+    Flip,
     GroupBy,
     Json,
     KeepSplit,
+    KnownVariant,
+    Mixup,
     NoPhotos,
     Out,
+    Seed,
     Set,
+    Variant,
+    Weights,
     read_fields,
     read_seconds,
 )
@@ -61,15 +68,8 @@ class Optimizer(StrEnum):
 
 def train(
     data: Annotated[str | None, typer.Argument(help=DATA_HELP)] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="A name that `kresnet zoo list` prints; else resnet50.")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="imagenet, cifar10, a tag as a1_in1k, the path of a checkpoint, or none."
-        ),
-    ] = None,
+    variant: Variant = None,
+    weights: Weights = None,
     preset: Annotated[
         str,
         typer.Option(
@@ -102,18 +102,13 @@ def train(
     group_by: GroupBy = None,
     keep_split: KeepSplit = None,
     exclude: Exclude = None,
-    augment: Annotated[
-        Augment | None,
-        typer.Option(help="Random views: none, light (colours), trivial or rand operations."),
-    ] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images.")
-    ] = None,
-    mixup: Annotated[float | None, typer.Option(help="Mixup's parameter, as 0.2.")] = None,
-    cutmix: Annotated[float | None, typer.Option(help="CutMix's parameter, as 1.")] = None,
-    balance: Annotated[Balance | None, typer.Option(help="How rare classes are raised.")] = None,
+    augment: Augment = None,
+    flip: Flip = None,
+    mixup: Mixup = None,
+    cutmix: Cutmix = None,
+    balance: Balance = None,
     cache: Annotated[Cache | None, typer.Option(help="Where decoded images are kept.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: Seed = None,
     precision: Annotated[Precision | None, typer.Option(help="What to compute in.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run and the export.")] = None,
     out: Out = Path("runs"),
@@ -198,15 +193,8 @@ def lr_find(
     picture: Annotated[
         Path, typer.Option("--out", help="The plot to write; its suffix is the format.")
     ] = Path("lr.png"),
-    variant: Annotated[str, typer.Option(help="A name that `kresnet zoo list` prints.")] = (
-        "resnet50"
-    ),
-    weights: Annotated[
-        str,
-        typer.Option(
-            help="imagenet, cifar10, a tag as a1_in1k, the path of a checkpoint, or none."
-        ),
-    ] = "auto",
+    variant: KnownVariant = "resnet50",
+    weights: Weights = "auto",
     preset: Annotated[
         str, typer.Option(help="As in `train`: fast, default, best, or a published recipe.")
     ] = "default",

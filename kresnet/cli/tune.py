@@ -10,7 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from kresnet.cli.options import DATA_HELP, Exports, Json, Out, Set, read_fields, read_seconds
+from kresnet.cli.options import (
+    DATA_HELP,
+    Exports,
+    Json,
+    Out,
+    Set,
+    Variant,
+    Weights,
+    read_fields,
+    read_seconds,
+)
 from kresnet.cli.output import print_json, reporting
 from kresnet.errors import ConfigError
 
@@ -89,15 +99,8 @@ def tune(
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a whole training.")] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="A name that `kresnet zoo list` prints; else resnet50.")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="imagenet, cifar10, a tag as a1_in1k, the path of a checkpoint, or none."
-        ),
-    ] = None,
+    variant: Variant = None,
+    weights: Weights = None,
     preset: Annotated[
         str, typer.Option(help="As in `train`: what is planned, and searched around.")
     ] = "default",
