@@ -10,6 +10,8 @@ import keras
 from keras import ops
 
 from kresnet.errors import ConfigError
+from kresnet.zoo import gradients
+from kresnet.zoo.processor import on_processor
 
 
 @keras.saving.register_keras_serializable("kresnet")
@@ -92,9 +94,9 @@ class Conv(keras.layers.Layer):
                 name="bias", shape=(self.filters,), initializer="zeros", autocast=False
             )
 
-    def call(self, x: Any) -> Any:
+    def call(self, x: Any, training: bool | None = None) -> Any:
         """Convolve `x`."""
-        return self._convolve(x, *self.folded())
+        return self._convolve(x, *self.folded(), learns=bool(training))
 
     def folded(self) -> tuple[Any, Any | None]:
         """Return kernel and bias, in float32, of the plain convolution this layer amounts to."""
@@ -106,24 +108,38 @@ class Conv(keras.layers.Layer):
             kernel = kernel / ops.sqrt(variance + self.standardize)
         return kernel, ops.convert_to_tensor(self.bias) if self.use_bias else None
 
-    def _convolve(self, x: Any, kernel: Any, bias: Any | None) -> Any:
-        """Return the convolution, in the compute dtype."""
+    def _convolve(self, x: Any, kernel: Any, bias: Any | None, *, learns: bool) -> Any:
+        """Return the convolution, in the compute dtype; `learns` says that gradients follow."""
         step, strides, margin = self.geometry()
         if step > 1:
             x = x[:, ::step, ::step, :]
         if margin:
             x = ops.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
         kernel = ops.cast(kernel, self.compute_dtype)
-        convolve = _grouped if self.groups > 1 and _has_grouped_convolution() else ops.conv
-        x = convolve(
-            x,
-            kernel,
-            strides=strides,
-            padding="valid" if margin else "same",
-            dilation_rate=self.dilation_rate // step,
-            data_format="channels_last",
-        )
+        padding = "valid" if margin else "same"
+        way = self._gradient_way(x, strides, padding) if learns else "convolution"
+        if way != "convolution":
+            x = gradients.convolve(x, kernel, strides, padding.upper(), way)
+        else:
+            convolve = _grouped if self.groups > 1 and _has_grouped_convolution() else ops.conv
+            x = convolve(
+                x,
+                kernel,
+                strides=strides,
+                padding=padding,
+                dilation_rate=self.dilation_rate // step,
+                data_format="channels_last",
+            )
         return x if bias is None else _add_bias(x, ops.cast(bias, self.compute_dtype))
+
+    def _gradient_way(self, x: Any, strides: int, padding: str) -> gradients.Way:
+        """Return how to compute the gradient of the kernel for an input `x`."""
+        is_symmetric = padding == "valid" or strides == 1 or self.kernel_size == 1
+        is_plain = self.groups == self.dilation_rate == 1 and is_symmetric
+        if not is_plain or not on_processor("gradients"):
+            return "convolution"
+        shape = self.kernel_size, self.kernel_size, x.shape[-1], self.filters
+        return gradients.fastest_way(shape, strides, x.shape[1:3], self.compute_dtype)
 
     def geometry(self) -> tuple[int, int, int]:
         """Return how to compute it: keep each n-th pixel, pad with m zeros, convolve with stride s.
@@ -257,9 +273,10 @@ class ConvNorm(_Statistics, Conv):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Convolve and normalise `x`."""
+        learns = bool(training)
         if self._learns_statistics(training):
-            return self._normalize(self._convolve(x, *super().folded()))
-        return self._convolve(x, *self.folded())
+            return self._normalize(self._convolve(x, *super().folded(), learns=learns))
+        return self._convolve(x, *self.folded(), learns=learns)
 
     def folded(self) -> tuple[Any, Any]:
         """Return the kernel and bias, in float32, of the one convolution this layer amounts to."""
