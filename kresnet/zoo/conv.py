@@ -11,7 +11,7 @@ from keras import ops
 
 from kresnet.errors import ConfigError
 from kresnet.zoo import gradients
-from kresnet.zoo.processor import on_processor
+from kresnet.zoo.processor import normalize, on_processor
 
 
 @keras.saving.register_keras_serializable("kresnet")
@@ -203,20 +203,24 @@ class _Statistics:
 
     def _normalize(self: Any, x: Any) -> Any:
         """Batch norm with the batch's statistics, which also move the stored ones."""
-        x = ops.cast(x, "float32")
-        mean, variance = ops.moments(x, axes=(0, 1, 2))
+        scale, offset = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
+        if on_processor("norms") and self.compute_dtype in ("float32", "bfloat16"):
+            x, mean, variance = normalize(x, scale, offset, self.epsilon)
+        else:
+            x = ops.cast(x, "float32")
+            mean, variance = ops.moments(x, axes=(0, 1, 2))
+            x = ops.batch_normalization(
+                x,
+                mean=mean,
+                variance=variance,
+                axis=-1,
+                offset=offset,
+                scale=scale,
+                epsilon=self.epsilon,
+            )
         self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1.0 - self.momentum))
         self.moving_variance.assign(
             self.moving_variance * self.momentum + variance * (1.0 - self.momentum)
-        )
-        x = ops.batch_normalization(
-            x,
-            mean=mean,
-            variance=variance,
-            axis=-1,
-            offset=ops.convert_to_tensor(self.beta),
-            scale=ops.convert_to_tensor(self.gamma),
-            epsilon=self.epsilon,
         )
         return ops.cast(x, self.compute_dtype)
 

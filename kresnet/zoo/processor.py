@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import keras
 
-Part = Literal["gradients"]
+Part = Literal["gradients", "norms"]
 
 _as_written: ContextVar[tuple[Part, ...]] = ContextVar("as_written", default=())
 
@@ -34,3 +34,29 @@ def on_processor(part: Part) -> bool:
     import tensorflow as tf
 
     return {device.device_type for device in tf.config.list_logical_devices()} <= {"CPU"}
+
+
+def normalize(x: Any, scale: Any, offset: Any, epsilon: float) -> tuple[Any, Any, Any]:
+    """Normalise by the batch's statistics, in TensorFlow's one operation for it.
+
+    It reads and writes activations in their own dtype, computes in float32, takes the variance from
+    the mean in a second pass, and the ReLU behind it is fused. Written out, each of these steps and
+    of their gradients is a pass over activations in float32.
+
+    Args:
+        x: `(b, h, w, c)`, float32 or bfloat16.
+        scale: gamma `(c,)`, float32.
+        offset: beta `(c,)`, float32.
+        epsilon: Added to the variance.
+
+    Returns:
+        The result, like `x`, and mean and (biased) variance `(c,)`, float32.
+    """
+    import tensorflow as tf
+
+    none = tf.zeros((0,))
+    result = tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=scale, offset=offset, mean=none, variance=none, epsilon=epsilon
+    )
+    # `batch_variance` is the unbiased one; on processors this is what the gradient is taken with.
+    return result.y, result.batch_mean, result.reserve_space_2
