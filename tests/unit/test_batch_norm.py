@@ -36,7 +36,7 @@ def in_numpy(x, gamma, beta, weights, *, epsilon, relu):
     terms = {"out": 1 + abs(out), "dx": abs(gamma * slope * dy)}
     terms |= {"dgamma": abs(dy * normal).sum(axis=axes), "dbeta": abs(dy).sum(axis=axes)}
     terms |= {name: abs(values[name]) for name in ("moving_mean", "moving_variance")}
-    return values, {name: term.max() for name, term in terms.items()}
+    return values, {name: term.max() or 1.0 for name, term in terms.items()}
 
 
 def stepped(x, weights, layer, *, relu):
@@ -92,9 +92,12 @@ def test_in_float32_it_is_exact(shape, compiled, relu):
 def test_in_bfloat16_only_results_are_rounded(shape, relu):
     x = tf.cast(random(*shape), tf.bfloat16)
     found = errors(x, relu=relu, compiled=True)
-    # The statistics are float32; a sum of gradients has as many roundings as terms.
     assert worst(found, names=("moving_mean", "moving_variance")) < 1e-5
-    assert worst(found) < 2.0**-7
+    assert found["out"] < 2.0**-8
+    # What comes back is rounded at the loss, at the ReLU and at the input.
+    assert worst(found) < 3 * 2.0**-8
+    with as_written():
+        assert worst(found) < 1.01 * worst(errors(x, relu=relu, compiled=True))
 
 
 def test_compiled_by_xla_it_is_the_same():
@@ -186,21 +189,24 @@ def test_an_input_of_unknown_size_is_normalised():
 
 
 def test_second_derivatives_are_those_of_the_formulas():
-    x, gamma, beta = (tf.constant(random(*s), tf.float32) for s in ((2, 4, 3, 5), (5,), (5,)))
+    """Keras' formulas have another: `tf.nn.moments` takes the mean within the variance as fixed."""
+    x = tf.constant(random(2, 4, 3, 5), tf.float32)
+    layer = Norm()
+    layer.build(x.shape)
 
-    def twice():
-        layer = Norm()
-        layer.build((None, 4, 3, 5))
-        layer.gamma.assign(gamma), layer.beta.assign(beta)
+    def formula(x):
+        mean = tf.reduce_mean(x, (0, 1, 2))
+        variance = tf.reduce_mean((x - mean) ** 2, (0, 1, 2))
+        return (x - mean) / tf.sqrt(variance + layer.epsilon)
+
+    def twice(function, x):
         with tf.GradientTape() as outer:
             outer.watch(x)
             with tf.GradientTape() as inner:
                 inner.watch(x)
-                y = tf.reduce_sum(tf.sin(layer(x, training=True)))
+                y = tf.reduce_sum(tf.sin(function(x)))
             value = tf.reduce_sum(tf.cos(inner.gradient(y, x)))
         return outer.gradient(value, x)
 
-    mine = twice()
-    with as_written():
-        theirs = twice()
-    assert relative_error(mine, theirs) < 1e-4
+    mine = twice(lambda x: layer(x, training=True), x)
+    assert relative_error(mine, twice(formula, tf.cast(x, "float64"))) < 1e-5
