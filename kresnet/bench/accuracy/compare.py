@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -22,11 +19,10 @@ import numpy as np
 
 from kresnet.bench.accuracy.results import GUIDE, Line, append, load, summaries, table
 from kresnet.bench.accuracy.task import Answer, Labelled, Task
+from kresnet.bench.facts import machine, missing, version
 from kresnet.errors import ConfigError, DataError
-from kresnet.machine import cores
 
 _TEST_SHARE: Final = 0.3
-_FLAGS: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _PATIENCE: Final = 3.0  # times the budget, after which a contender is stopped
 
 
@@ -48,8 +44,7 @@ class Contender:
 
     def missing(self) -> str | None:
         """Say which packages are not installed; None if all are."""
-        names = [name for name in self.packages if importlib.util.find_spec(name) is None]
-        return f"not installed: {', '.join(names)}" if names else None
+        return missing(self.packages)
 
 
 _KERAS: Final = ("keras", "tensorflow")
@@ -172,18 +167,6 @@ def divided(images: Sequence[Labelled], seed: int) -> tuple[tuple[Labelled, ...]
     return tuple(train), tuple(test)
 
 
-def machine() -> dict[str, Any]:
-    """Return what the numbers depend on, as JSON types."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.is_file() else []
-    return {
-        "cores": cores(),
-        "flags": [flag for flag in _FLAGS if flag in flags],
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
-
-
 def _chosen(
     names: Sequence[str], known: Mapping[str, Contender], option: str
 ) -> Iterator[Contender]:
@@ -232,7 +215,7 @@ def _measured(contender: Contender, task: Task, digest: str) -> Line:
         seconds=round(seconds, 1),
         failed=failed,
         facts=facts,
-        versions={name: _version(name) for name in contender.packages},
+        versions={name: version(name) for name in contender.packages},
     )
 
 
@@ -273,10 +256,3 @@ def _said(line: Line) -> str:
     if line.failed:
         return line.failed
     return f"{line.accuracy:.3f} in {line.seconds:.0f} s, {line.facts.get('epochs')} epochs"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
