@@ -75,35 +75,47 @@ def contenders(
     folder: Path, rows: Sequence[Row], num_classes: int, image_size: int, batch_size: int
 ) -> Iterator[tuple[str, Start]]:
     """Yield names and what begins an endless stream of batches."""
-    preprocessing = Preprocessing(image_size=image_size)
 
-    def ours(policy: Augmentation, cache: Cache = "none") -> Start:
-        data = TrainingData(
-            rows,
-            preprocessing,
-            num_classes=num_classes,
-            batch_size=batch_size,
-            augmentation=policy,
-            seed=0,
-            cache=cache,
-        )
-        if cache != "none":  # a pass over the images fills it
-            deque(islice(data.batches(), data.steps), maxlen=0)
-        return data.batches
+    def own(policy: Augmentation, cache: Cache = "none") -> Start:
+        return ours(rows, num_classes, image_size, batch_size, policy=policy, cache=cache)
 
     for name, stage in _stages(image_size).items():
         places = tf.data.Dataset.from_tensor_slices(items.places(rows))
         dataset = places.repeat().enumerate().map(stage, cores())
         yield name, partial(iter, dataset.batch(batch_size).prefetch(2))
-    yield "whole stream, crop and mirror", ours(Augmentation("none"))
-    yield "whole stream, light (the default)", ours(Augmentation("light"))
-    yield "light, kept", ours(Augmentation("light"), "memory")
-    yield "trivial, kept", ours(Augmentation("trivial"), "memory")
-    yield "rand, kept", ours(Augmentation("rand"), "memory")
-    yield "light, mixup and cutmix, kept", ours(Augmentation(mixup=0.2, cutmix=1.0), "memory")
-    yield "light, erasing, kept", ours(Augmentation(erase=0.5), "memory")
+    yield "whole stream, crop and mirror", own(Augmentation("none"))
+    yield "whole stream, light (the default)", own(Augmentation("light"))
+    yield "light, kept", own(Augmentation("light"), "memory")
+    yield "trivial, kept", own(Augmentation("trivial"), "memory")
+    yield "rand, kept", own(Augmentation("rand"), "memory")
+    yield "light, mixup and cutmix, kept", own(Augmentation(mixup=0.2, cutmix=1.0), "memory")
+    yield "light, erasing, kept", own(Augmentation(erase=0.5), "memory")
     for name, is_kept in (("Keras", False), ("Keras, kept", True)):
-        yield name, _of_keras(folder, image_size, batch_size, is_kept=is_kept)
+        yield name, of_keras(folder, image_size, batch_size, is_kept=is_kept)
+
+
+def ours(
+    rows: Sequence[Row],
+    num_classes: int,
+    image_size: int,
+    batch_size: int,
+    *,
+    policy: Augmentation,
+    cache: Cache = "none",
+) -> Start:
+    """Return what begins the stream of a training, with all images in its cache if it has one."""
+    data = TrainingData(
+        rows,
+        Preprocessing(image_size=image_size),
+        num_classes=num_classes,
+        batch_size=batch_size,
+        augmentation=policy,
+        seed=0,
+        cache=cache,
+    )
+    if cache != "none":  # a pass over the images fills it
+        deque(islice(data.batches(), data.steps), maxlen=0)
+    return data.batches
 
 
 def _stages(image_size: int) -> dict[str, Any]:
@@ -124,7 +136,8 @@ def _stages(image_size: int) -> dict[str, Any]:
     return {"read": read, "and decode": decode, "and crop": crop}
 
 
-def _of_keras(folder: Path, image_size: int, batch_size: int, *, is_kept: bool) -> Start:
+def of_keras(folder: Path, image_size: int, batch_size: int, *, is_kept: bool) -> Start:
+    """Return what begins the usual stream of Keras, with all images in memory if they are kept."""
     layers = [
         keras.layers.RandomFlip("horizontal", seed=1),
         keras.layers.RandomBrightness(0.2, seed=2),
