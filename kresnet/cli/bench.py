@@ -9,12 +9,14 @@ import typer
 
 from kresnet.cli.options import Json, KnownVariant, read_seconds
 from kresnet.cli.output import print_json, reporting
+from kresnet.cli.speed import add_to as add_speed_to
 from kresnet.errors import ConfigError
 
 group = typer.Typer(
     no_args_is_help=True,
     help="Measurements beside others; they take long and want a machine to themselves.",
 )
+add_speed_to(group)
 
 
 @group.command()

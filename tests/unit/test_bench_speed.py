@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from kresnet.bench.speed import coldstart, commands, results, topics
+from kresnet.bench.speed import coldstart, results, topics
 from kresnet.bench.speed.pictures import written
 from kresnet.bench.speed.rotation import Contender, Failed, Outcome, Process, once, rotate
 from kresnet.bench.speed.topics import PEERS, Demand, Group, Options
+from kresnet.cli import speed
 from kresnet.errors import ConfigError, ResourceError
 
 TESTS = Path(__file__).parents[1]
@@ -360,7 +361,7 @@ def test_the_commands_hand_over_their_options(monkeypatch):
     ]  # fmt: skip
     assert asked[1][1].weights == "w.npz"
     assert (asked[3][1].sizes, asked[5][1].export) == ((5, 9), "flowers")
-    assert ",".join(PEERS) == commands._ALL
+    assert ",".join(PEERS) == speed._ALL
 
 
 @pytest.mark.parametrize("rows", ["3,2", "1,,2", "0,1", "1,1", "a", ""])

@@ -1,16 +1,19 @@
 """The commands `kresnet bench train`, `infer`, `input`, `probe`, `coldstart` and `growth`.
 
-Nothing heavy is imported here, nor in the process that runs them: contenders have their own.
+Nothing heavy is imported in the process that runs them: contenders have their own.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from kresnet.cli.options import Json
+from kresnet.cli.output import print_json
+from kresnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from kresnet.bench.speed.topics import Topic
@@ -29,7 +32,6 @@ Photos = Annotated[str, typer.Option("--data", help="Photos, as `kresnet train` 
 Images = Annotated[int, typer.Option(min=2, help="How many photos, repeated if there are fewer.")]
 Export = Annotated[str, typer.Option(help="NAME or NAME/VERSION; one is made without it.")]
 Numbers = Annotated[str, typer.Option(help="Whole numbers, rising, with commas between.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
 
 _ALL = "keras,keras_hub,torchvision,timm,onnxruntime,openvino"
 
@@ -185,12 +187,13 @@ def _bench(topic: Topic, as_json: bool, **options: Any) -> None:
         options["against"] = tuple(name for name in options["against"].split(",") if name)
     with Console() as console, tempfile.TemporaryDirectory(prefix="kresnet-bench-") as folder:
         found = bench(topic, Options(**options), work=Path(folder), tell=console.line)
-    typer.echo(json.dumps(found, ensure_ascii=False) if as_json else table(found))
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(table(found))
 
 
 def _rising(text: str, option: str) -> tuple[int, ...]:
-    from kresnet.errors import ConfigError
-
     numbers = tuple(int(part) for part in text.split(",") if part.strip().isdigit())
     if len(numbers) != text.count(",") + 1 or list(numbers) != sorted({*numbers} - {0}):
         raise ConfigError(
