@@ -1,9 +1,11 @@
 """Each topic of the speed bench from end to end, on networks and images as small as they get."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from kresnet.bench.facts import missing
 from kresnet.bench.speed.results import table
 from kresnet.bench.speed.rotation import Process
 from kresnet.bench.speed.topics import Options, bench
@@ -13,9 +15,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TINY = Options(variant="resnet18", image_size=32, batch=2, rounds=2, steps=1, images=16)
 
 
-def measured(topic, work, **options):
-    from dataclasses import replace
+def needs(*packages):
+    """Skip where a package is missing, without importing any."""
+    if said := missing(packages):
+        pytest.skip(said)
 
+
+def measured(topic, work, **options):
     found = bench(topic, replace(TINY, **options), work=work)
     assert json.loads(json.dumps(found))["topic"] == topic
     assert found["machine"]["cores"] >= 1
@@ -32,7 +38,7 @@ def measured(topic, work, **options):
 
 
 def test_train(tmp_path):
-    pytest.importorskip("keras_hub")
+    needs("keras_hub")
     groups, found = measured("train", tmp_path, variant="resnet50", against=("keras", "keras_hub"))
     frozen, learning = groups
     assert [row["failed"] for row in frozen["rows"] + learning["rows"]] == [None] * 6
@@ -56,7 +62,7 @@ def test_what_a_library_does_not_have_is_said(tmp_path):
 )
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_train_with_torch(library, norms, compiled, tmp_path):
-    pytest.importorskip(library if library == "timm" else "torch")
+    needs("torch", library)
     arguments = {
         "library": library, "norms": norms, "compiled": compiled, "bfloat16": True,
         "variant": "resnet18", "image_size": 32, "batch": 2, "steps": 1,
@@ -68,8 +74,7 @@ def test_train_with_torch(library, norms, compiled, tmp_path):
 
 
 def test_infer(tmp_path):
-    for name in ("onnxruntime", "openvino", "timm"):
-        pytest.importorskip(name)
+    needs("onnxruntime", "openvino", "timm")
     peers = ("keras", "onnxruntime", "openvino", "timm")
     groups, _ = measured("infer", tmp_path, against=peers)
     assert [group["unit"] for group in groups] == ["ms", "images/s"]
@@ -81,7 +86,7 @@ def test_infer(tmp_path):
 
 
 def test_input(striped, tmp_path):
-    pytest.importorskip("timm")
+    needs("timm", "torchvision")
     groups, _ = measured(
         "input", tmp_path, data=str(striped), against=("keras", "timm", "torchvision")
     )

@@ -29,12 +29,12 @@ def network(library: str, variant: str) -> Any:
     torch.manual_seed(0)
     if variant not in NETWORKS:
         raise ValueError(f"The variant must be one of {', '.join(NETWORKS)}. Received: {variant}.")
+    import_torchvision()  # timm does so, too
     if library == "timm":
         import timm
 
         model = timm.create_model(variant, num_classes=_CLASSES)
     else:
-        import_torchvision()
         import torchvision
 
         model = torchvision.models.get_model(variant, num_classes=_CLASSES)
