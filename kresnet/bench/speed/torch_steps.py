@@ -73,7 +73,7 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return Work(timed(step, steps))
 
