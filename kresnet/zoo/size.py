@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from kresnet.zoo.resnet import plan, trunk
+from kresnet.zoo.blocks import block
+from kresnet.zoo.resnet import plan, stem, trunk
 from kresnet.zoo.variants import ResNetConfig
 
 if TYPE_CHECKING:
@@ -43,6 +44,34 @@ def measure(
     layers.params += (x.channels + 1) * classes
     layers.macs += x.channels * classes
     return Size(layers.params, layers.macs)
+
+
+class Front(NamedTuple):
+    """The stages of a variant before one of them.
+
+    Attributes:
+        macs: Multiply-accumulate operations for one image, counted as in `Size`.
+        values: Numbers that they hand on for one image.
+    """
+
+    macs: int
+    values: int
+
+
+def measure_front(config: ResNetConfig, stage: int, *, image_size: int) -> Front:
+    """Count what comes before a stage: the stem and the stages with lower numbers.
+
+    Args:
+        config: The variant.
+        stage: Number of the stage, from 1.
+        image_size: Side of the square image in pixels.
+    """
+    layers = SizeLayers(config)
+    x: Any = stem(Extent(image_size, image_size, 3), config, cast("KerasLayers", layers))
+    for place in plan(config):
+        if int(place.name.removeprefix("stage").partition("_")[0]) < stage:
+            x = block(x, place, config, cast("KerasLayers", layers))
+    return Front(layers.macs, x.height * x.width * x.channels)
 
 
 class Extent(NamedTuple):
