@@ -19,6 +19,17 @@ def own_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def memory() -> int:
+    """Return the bytes of memory that this process may use, by the machine and its container."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2 and 1
+        try:
+            total = min(total, int(Path("/sys/fs/cgroup", limit).read_text("ascii")))
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+    return total
+
+
 def processor() -> str:
     """Name the model of the processor, as exactly as the system does."""
     try:

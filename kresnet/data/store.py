@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kresnet.errors import ResourceError
+from kresnet.machine import memory as _memory
 
 Cache = Literal["auto", "memory", "disk", "none"]
 
@@ -110,17 +111,6 @@ def keeps(shapes: np.ndarray, cache: Cache) -> bool:
 def pixel_bytes(shapes: np.ndarray) -> int:
     """Return the bytes of decoded images; `shapes` is int `(n, 2)`, height and width."""
     return 3 * int(shapes.astype(np.int64).prod(axis=1).sum())
-
-
-def _memory() -> int:
-    """Return the bytes of memory that this process may use, by the machine and its container."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2 and 1
-        try:
-            total = min(total, int(Path("/sys/fs/cgroup", limit).read_text("ascii")))
-        except (OSError, ValueError):  # absent, or "max"
-            continue
-    return total
 
 
 def _room(size: int) -> np.ndarray:
