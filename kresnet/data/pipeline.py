@@ -84,9 +84,12 @@ class TrainingData:
         max_bad: Largest share of the rows that may turn out to be unreadable, 0..1.
         worker: Number of this worker, from 0, and of all. Each has a slice of every batch; joined
             in the order of the workers, the slices are the batch that one worker would have.
+        views: Each image has so many views, and pass n over the images shows number n modulo them;
+            None makes a new one in each pass. Not with `repeats`.
         tell: Called with each image that is left out, once.
 
     Attributes:
+        preprocessing: As given.
         augmentation: As given; for arrays without what is meant for colours.
 
     Raises:
@@ -108,9 +111,12 @@ class TrainingData:
         folder: Path | None = None,
         max_bad: float = 0.05,
         worker: tuple[int, int] = (0, 1),
+        views: int | None = None,
         tell: Callable[[Problem], None] = lambda problem: None,
     ) -> None:
-        self._rows, self._preprocessing, self._num_classes = rows, preprocessing, num_classes
+        self._views = views
+        self._rows, self._num_classes = rows, num_classes
+        self.preprocessing = preprocessing
         self._decode = arrays.decoder(rows) if arrays.channels(rows) else None
         if self._decode:  # what is made for photos of 8 bits is not for arrays
             augmentation, cache = replace(augmentation, policy="none", erase=0.0), "none"
@@ -169,21 +175,15 @@ class TrainingData:
         """
         places = [tf.constant(column) for column in items.places(self._rows)]
         labels, weights = tf.constant(self._labels), tf.constant(self._weights)
-        augmentation, preprocessing = self.augmentation, self._preprocessing
+        augmentation = self.augmentation
         size = self._last - self._first
 
         def load(position: tf.Tensor) -> tuple[tf.Tensor, ...]:
             number = position // size * self._batch_size + self._first + position % size
             which = self._image_of(number)
-            seed = tf.stack([self._seed, STREAMS * number])
-            view = augmentation.view(
-                self._pixels(which, places),
-                seed,
-                size=preprocessing.image_size,
-                interpolation=preprocessing.interpolation,
-            )
+            seed = self._seed_of(number, which)
             target = tf.one_hot(labels[which], self._num_classes)
-            return pixels.normalize(view, preprocessing), target, weights[which], seed
+            return self._shown(which, seed, places), target, weights[which], seed
 
         def mixed(*batch: tf.Tensor) -> Batch:
             images, targets, weights, seeds = batch
@@ -202,6 +202,65 @@ class TrainingData:
         positions = tf.data.Dataset.range(start * size, 2**60)
         batches = positions.map(_plain(load), _THREADS).batch(size, drop_remainder=True)
         return _prefetched(batches.map(_plain(mixed)))
+
+    def view(self, view: int, batch_size: int) -> Iterator[tf.Tensor]:
+        """Yield every image once, in the order of the rows, as one of its `views` shows it.
+
+        Where an image cannot be read any more, the one that takes its place is shown.
+
+        Args:
+            view: Number of the view, from 0.
+            batch_size: Images at a time; the last batch holds what is left.
+
+        Yields:
+            Images float32 `(b, s, s, 3)`.
+
+        Raises:
+            DataError: More images than `max_bad` cannot be read.
+        """
+        places = [tf.constant(column) for column in items.places(self._rows)]
+        count, start = len(self._rows), 0
+
+        def load(row: tf.Tensor) -> tf.Tensor:
+            which = tf.constant(self._lost.instead)[row]
+            return self._shown(which, self._seed_of(view * count + row, which), places)
+
+        while start < count:
+            shown = tf.data.Dataset.range(start, count).map(_plain(load), _THREADS)
+            try:
+                for images in _prefetched(shown.batch(batch_size)):
+                    yield images
+                    start += len(images)
+            except tf.errors.OpError:
+                if not self._lost.search(range(start, min(start + batch_size, count))):
+                    raise
+
+    def shown(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return which rows batch `number` shows, and in which pass; int64 `(b,)` each."""
+        numbers = number * self._batch_size + np.arange(self._first, self._last)
+        return np.array(self._which(number), np.int64), numbers // len(self._rows)
+
+    def answers(self, which: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the targets `(b, k)` and weights `(b,)` of rows, as in `batches` unmixed."""
+        smooth = self.augmentation.smoothing
+        targets = tf.one_hot(self._labels[which], self._num_classes)
+        return targets * (1.0 - smooth) + smooth / self._num_classes, self._weights[which]
+
+    def _shown(self, which: tf.Tensor, seed: tf.Tensor, places: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Return model input: a random view of an image."""
+        view = self.augmentation.view(
+            self._pixels(which, places),
+            seed,
+            size=self.preprocessing.image_size,
+            interpolation=self.preprocessing.interpolation,
+        )
+        return pixels.normalize(view, self.preprocessing)
+
+    def _seed_of(self, number: int | tf.Tensor, which: tf.Tensor) -> tf.Tensor:
+        """Return the seed of view `number`, which shows image `which`."""
+        if self._views is not None:
+            number = number // len(self._rows) % self._views * len(self._rows) + which
+        return tf.stack([self._seed, STREAMS * number])
 
     def _image_of(self, number: int | tf.Tensor) -> tf.Tensor:
         """Return which row view `number` shows; the views of one image are apart in the batch."""
