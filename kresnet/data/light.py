@@ -20,6 +20,9 @@ _MAX_PIXELS: Final = 100_000_000  # as in `pixels`
 _MAX_PARTS: Final = 256  # of a file, as in `headers`
 _HEAD: Final = 2**17  # bytes of a JPEG in which `pixels` looks for EXIF
 _EXIF: Final = b"Exif\0\0"
+_ORDERS: Final[dict[bytes, Literal["little", "big"]]] = {b"II*\0": "little", b"MM\0*": "big"}
+"""Of the bytes of numbers, by what a TIFF begins with."""
+
 _IN_SCANS: Final = (0x00, 0xC4, *range(0xD0, 0xD8), 0xD9, 0xDA, 0xDB, 0xDD, 0xFE)
 """What may follow 0xFF in the scans of a JPEG: stuffing, restarts, tables, comments, the end."""
 
@@ -237,12 +240,9 @@ def _exif_in_webp(contents: bytes) -> int:
 
 def _orientation(contents: bytes, start: int) -> int:
     """Return the EXIF orientation 1..8 in the TIFF at `start`; 1 where there is none."""
-    order: Literal["little", "big"] | None = None
-    if start >= 0:
-        marks: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
-        order = marks.get(contents[start : start + 4])
-    if order is None:
+    if start < 0 or contents[start : start + 4] not in _ORDERS:
         return 1
+    order = _ORDERS[contents[start : start + 4]]
 
     def number(place: int, count: int) -> int:
         return _number(contents[place : place + count].ljust(count, b"\0"), order)
