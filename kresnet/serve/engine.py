@@ -1,34 +1,18 @@
-"""An export, loaded and ready to answer."""
+"""An export, loaded in TensorFlow and ready to answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from kresnet.data import pixels
-from kresnet.errors import ConfigError, DataError, ExportError
+from kresnet.errors import ExportError
 from kresnet.export.contract import Contract
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The answer for one image.
-
-    Attributes:
-        label: The best class.
-        score: Its probability.
-        scores: Probability of every class, by name.
-        abstain: Whether the best score is below the export's threshold.
-    """
-
-    label: str
-    score: float
-    scores: dict[str, float]
-    abstain: bool = False
+from kresnet.serve.answer import Answer as Answer
+from kresnet.serve.answer import check_mirrors, named, read_image
 
 
 class Engine:
@@ -60,11 +44,7 @@ class Engine:
         Raises:
             ConfigError: The export's training did not mirror.
         """
-        if not self.contract.mirrored:
-            raise ConfigError(
-                "Averaging over mirror images needs an export whose training mirrored. Received: "
-                f"{self.contract.name!r}, which may tell left from right. Leave out --tta."
-            )
+        check_mirrors(self.contract)
 
     def answer_files(
         self,
@@ -83,7 +63,7 @@ class Engine:
         """
         answers: list[Answer | None] = []
         for start in range(0, len(paths), batch_size):
-            images = [_read(path) for path in paths[start : start + batch_size]]
+            images = [read_image(path) for path in paths[start : start + batch_size]]
             answers += self.answer(images, mirror=mirror)
             progress(len(answers))
         return answers
@@ -102,9 +82,8 @@ class Engine:
             scores[ok] = (
                 scores[ok] + self._serve(image_bytes=tf.constant(mirrored))["scores"].numpy()
             ) / 2
-        threshold = self.contract.threshold or 0.0
         return [
-            self._named(row, bool(row.max() < threshold)) if good else None
+            named(row, self.contract) if good else None
             for row, good in zip(scores, ok, strict=True)
         ]
 
@@ -126,22 +105,6 @@ class Engine:
         )
         maps, ok = answer["heatmap"].numpy(), answer["ok"].numpy()
         return [heat if good else None for heat, good in zip(maps, ok, strict=True)]
-
-    def _named(self, row: np.ndarray, abstain: bool) -> Answer:
-        scores = {
-            name: float(score) for name, score in zip(self.contract.classes, row, strict=True)
-        }
-        best = self.contract.classes[int(row.argmax())]
-        return Answer(best, scores[best], scores, abstain)
-
-
-def _read(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"An image must be a readable file. Received: {str(path)!r} ({error.strerror})."
-        ) from None
 
 
 def _mirrored(image: bytes) -> bytes:

@@ -19,7 +19,7 @@ ALLOWED = {
     "train": {"errors", "machine", "console", "zoo", "data", "kresnet"},
     "evaluate": {"errors", "machine", "zoo", "data", "train"},
     "export": {"errors", "zoo", "data.pixels"},
-    "serve": {"errors", "machine", "zoo", "data.pixels", "export.contract"},
+    "serve": {"errors", "machine", "zoo", "data.light", "data.pixels", "export.contract"},
     "workflow": {
         "errors", "console", "zoo", "data", "train", "evaluate", "export", "serve", "kresnet",
     },
