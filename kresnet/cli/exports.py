@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from kresnet.cli.options import Exports, Json, NoPhotos, Tta
-from kresnet.cli.output import print_json, reporting
+from kresnet.cli.output import import_tensorflow_quietly, print_json, reporting
 from kresnet.errors import ConfigError, DataError, ResourceError
 
 
@@ -93,17 +93,23 @@ def list_exports(
 def predict(
     model: Annotated[Path, typer.Argument(help="An export: NAME or NAME/VERSION.")],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    runtime: Annotated[
+        str,
+        typer.Option(help="tensorflow, onnxruntime, openvino, or auto: the first to be ready."),
+    ] = "auto",
     tta: Tta = False,
     as_json: Json = False,
 ) -> None:
     """Print label and score of images, from the export alone."""
-    with reporting() as console:
+    with reporting(tensorflow=False) as console:
         from kresnet.export.versions import latest_version
-        from kresnet.serve.engine import Engine
+        from kresnet.serve.quick import open_export
 
         paths = list(_image_files(images))
         console.status("loading the export")
-        engine = Engine(latest_version(model))
+        engine = open_export(
+            latest_version(model), runtime, before_tensorflow=import_tensorflow_quietly
+        )
         if tta:
             engine.check_mirrors()
         answers = engine.answer_files(

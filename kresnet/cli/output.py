@@ -15,7 +15,7 @@ from kresnet.errors import ConfigError
 
 
 @contextlib.contextmanager
-def reporting() -> Iterator[Any]:
+def reporting(*, tensorflow: bool = True) -> Iterator[Any]:
     """Give the command a console, and keep every stray print off standard output."""
     from kresnet.console import Console
 
@@ -25,12 +25,13 @@ def reporting() -> Iterator[Any]:
             f"Received: KERAS_BACKEND={os.environ['KERAS_BACKEND']}. Unset it."
         )
     with Console() as console, contextlib.redirect_stdout(sys.stderr):
-        console.status("loading TensorFlow")
-        _import_tensorflow_quietly()
+        if tensorflow:
+            console.status("loading TensorFlow")
+            import_tensorflow_quietly()
         yield console
 
 
-def _import_tensorflow_quietly() -> None:
+def import_tensorflow_quietly() -> None:
     """Import TensorFlow without its start-up notices, which heed no log level."""
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
