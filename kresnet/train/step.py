@@ -24,7 +24,8 @@ def train_step(
 ) -> Step:
     """Return a compiled function that learns from one batch and gives its mean loss.
 
-    It takes images `(b, s, s, c)`, targets `(b, k)` and weights `(b,)`, float32. The loss is
+    It takes images `(b, s, s, c)`, targets `(b, k)` and weights `(b,)`, float32; in place of the
+    images what else the model takes, in its type. The loss is
     the mean over the batch of weight times cross-entropy. It is not divided by the weights of the
     batch: their mean over all training images is 1, so gradients of small batches stay unbiased.
 
@@ -72,7 +73,7 @@ def train_step(
 
     @tf.function(
         input_signature=[
-            tf.TensorSpec((None, *model.input_shape[1:]), tf.float32),
+            tf.TensorSpec((None, *model.input_shape[1:]), model.inputs[0].dtype),
             tf.TensorSpec((None, classes), tf.float32),
             tf.TensorSpec((None,), tf.float32),
         ],
