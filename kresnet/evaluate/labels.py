@@ -19,12 +19,11 @@ from PIL import Image, ImageOps
 
 from kresnet.data import pixels
 from kresnet.data.findings import Finding, encodable
-from kresnet.data.pipeline import evaluation_batches
 from kresnet.data.scan import Index, Row, scan
 from kresnet.data.sheet import contact_sheet
 from kresnet.errors import DataError, ResourceError
 from kresnet.train.hardware import resolve_precision
-from kresnet.train.probe import features, held_out_probabilities
+from kresnet.train.probe import Frozen, held_out_probabilities
 from kresnet.zoo import build
 from kresnet.zoo.variants import variant_config
 
@@ -198,10 +197,9 @@ def judge_source(
     size = round(variant_config(variant).image_size * 9 / 7)
     model = build(variant, input_shape=(size, size), weights=weights)
     preprocessing = replace(model.preprocessing, image_size=size, crop_pct=1.0)
-    x, _ = features(
-        model,
-        evaluation_batches(index.rows, preprocessing, batch_size=32),
-        precision=resolve_precision("auto"),
+    x, _ = Frozen(model, precision=resolve_precision("auto")).features_of(
+        index.rows,
+        preprocessing,
         progress=lambda done: progress("looking", done, len(index.rows)),
     )
     progress("judging", 0, 1)

@@ -6,9 +6,13 @@ that does not distort the features at the start (Kumar et al. 2022, arXiv:2202.1
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Literal
 
 import keras
@@ -17,10 +21,14 @@ import tensorflow as tf
 from scipy.special import log_softmax, softmax
 from threadpoolctl import threadpool_limits
 
+from kresnet.data.items import is_url
 from kresnet.data.pipeline import evaluation_batches
 from kresnet.data.scan import Row
 from kresnet.errors import DataError
+from kresnet.train.kept import Kept, contents_of, key_of, network_of
 from kresnet.zoo import Preprocessing, fold
+from kresnet.zoo.download import kresnet_home
+from kresnet.zoo.graph import deep_graph
 
 if TYPE_CHECKING:
     from kresnet.train.recipe import Recipe
@@ -28,9 +36,13 @@ if TYPE_CHECKING:
 Views = Literal["center", "mirror", "crops"]
 """What the probe sees of an image: it as in evaluation, its mirror image too, or three crops."""
 
+KEEPING = "KRESNET_KEEP_FEATURES"
+"""Variable of the environment; 0 has features computed each time, as measurements want them."""
+
 STRENGTHS = tuple(10.0**power for power in range(-5, 2))
 """Inverse regularisation strengths to choose from, for features of unit variance."""
 
+_MOST_KEPT = 2**30  # bytes of features on the disk, those of 130,000 images
 _SOFT_OPTIONS = {"maxiter": 200, "gtol": 1e-4}  # those of scikit-learn's regression
 _FIVE_FOLDS = 2e8  # images x features x classes up to which five folds take seconds
 
@@ -85,32 +97,19 @@ def views_of(views: Views, *, flip: bool) -> tuple[View, ...]:
     )
 
 
-def features(
-    model: keras.Model,
-    batches: tf.data.Dataset,
-    *,
-    precision: str,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Run the frozen network over every image once; see `Frozen`."""
-    return Frozen(model, precision=precision).features(batches, progress=progress)
-
-
 class Frozen:
     """A network up to its pooled features, norms folded.
 
     Args:
-        model: A model with a layer named "pool".
+        model: A model with a layer named "pool"; its weights stay as they are while this is used.
         precision: What its training computes in; float16 is too narrow for folded kernels, so
             features are then of float32.
     """
 
     def __init__(self, model: keras.Model, *, precision: str) -> None:
-        dtype = "bfloat16" if precision == "bfloat16" else "float32"
-        backbone = fold(keras.Model(model.inputs, model.get_layer("pool").output), dtype=dtype)
-        self._run = tf.function(
-            lambda images: backbone(images, training=False), reduce_retracing=True
-        )
+        self._dtype = "bfloat16" if precision == "bfloat16" else "float32"
+        with deep_graph():
+            self._backbone = keras.Model(model.inputs, model.get_layer("pool").output)
 
     def features(
         self, batches: tf.data.Dataset, *, progress: Callable[[int], None] = lambda done: None
@@ -131,6 +130,74 @@ class Frozen:
             done += len(labels[-1])
             progress(done)
         return np.concatenate(parts), np.concatenate(labels)
+
+    def features_of(
+        self,
+        rows: Sequence[Row],
+        preprocessing: Preprocessing,
+        view: View | None = None,
+        *,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `features` does, from an earlier time where nothing has changed since.
+
+        Features are kept below `KRESNET_HOME`, under a name that holds the network and its weights,
+        the bytes of the images, in what way and in which type they are seen, the code and the
+        machine; see `kept`. Where they cannot be kept, are too many, or images are behind URLs,
+        which would be fetched twice, they are computed each time; and always, where
+        `KRESNET_KEEP_FEATURES` is 0.
+
+        Args:
+            rows: The images.
+            preprocessing: Of the evaluation.
+            view: In what way they are seen; None is as in evaluation.
+            progress: Called with the number of images done.
+
+        Returns:
+            Features float32 `(n, c)` and labels int32 `(n,)`.
+        """
+        view = view or View()
+        shape = (len(rows), 4 * self._backbone.output_shape[-1])
+
+        def computed() -> tuple[np.ndarray, np.ndarray]:
+            return self.features(view.batches(rows, preprocessing), progress=progress)
+
+        is_far = any(is_url(row.path) for row in rows)
+        if is_far or prod(shape) > _MOST_KEPT or os.environ.get(KEEPING) == "0":
+            return computed()
+        try:
+            contents = contents_of(rows)
+        except OSError:  # an image is gone, and whoever decodes it says so
+            return computed()
+        kept = Kept(kresnet_home() / "features", most=_MOST_KEPT)
+        name = key_of(
+            what="features",
+            network=self._network,
+            images=contents,
+            preprocessing=asdict(preprocessing),
+            view=asdict(view),
+            dtype=self._dtype,
+        )
+        if (found := kept.find(name, shape)) is not None:
+            progress(len(rows))
+            labels = np.array([row.label for row in rows], np.int32)
+            return np.array(found).view(np.float32), labels
+        x, y = computed()
+        with suppress(OSError):
+            if contents_of(rows) == contents:  # else the name is of what they were
+                with kept.keeping(name) as keep:
+                    keep(x)
+        return x, y
+
+    @cached_property
+    def _run(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Images to features; folded when it is first needed, for all views."""
+        backbone = fold(self._backbone, dtype=self._dtype)
+        return tf.function(lambda images: backbone(images, training=False), reduce_retracing=True)
+
+    @cached_property
+    def _network(self) -> str:
+        return network_of(self._backbone)
 
 
 def fit_head(
@@ -170,8 +237,10 @@ def fit_probe(
     frozen = Frozen(model, precision=recipe.precision)
 
     def seen(number: int, view: View) -> tuple[np.ndarray, np.ndarray]:
-        return frozen.features(
-            view.batches(rows, preprocessing),
+        return frozen.features_of(
+            rows,
+            preprocessing,
+            view,
             progress=lambda done: progress(number * len(rows) + done, len(views) * len(rows)),
         )
 

@@ -235,7 +235,7 @@ def _computed(images: Path, recipe: Mapping[str, Any], split: Any, view: View) -
     from kresnet.train.recipe import Recipe
 
     frozen, preprocessing, index = _network(images, Recipe.model_validate(recipe))
-    return frozen.features(view.batches(index.select(split), preprocessing))
+    return frozen.features_of(index.select(split), preprocessing, view)
 
 
 @lru_cache(maxsize=1)  # for all views of a recipe

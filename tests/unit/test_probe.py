@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from kresnet.train.probe import (
+    Frozen,
     Heads,
     View,
     _regress,
     _regress_soft,
-    features,
     fit_head,
     views_of,
 )
@@ -76,7 +76,7 @@ def test_features_are_those_of_the_frozen_model():
     images = np.random.default_rng(0).normal(size=(7, 32, 32, 3)).astype("f4")
     batches = tf.data.Dataset.from_tensor_slices((images, np.arange(7, dtype="i4"))).batch(3)
     done = []
-    x, y = features(model, batches, precision="float32", progress=done.append)
+    x, y = Frozen(model, precision="float32").features(batches, progress=done.append)
     pool = keras.Model(model.input, model.get_layer("pool").output)(images, training=False)
     assert relative_error(x, pool) < 1e-5
     assert y.tolist() == list(range(7))

@@ -13,7 +13,7 @@ from kresnet.bench.speed.keras_steps import applications_base
 from kresnet.bench.speed.work import Work, seconds_of
 from kresnet.data.scan import scan
 from kresnet.train.hardware import resolve_precision
-from kresnet.train.probe import View, features, fit_head
+from kresnet.train.probe import Frozen, View, fit_head
 from kresnet.zoo import build
 
 
@@ -25,7 +25,7 @@ def kresnet(*, folder: str, variant: str, weights: str | None, image_size: int, 
 
     def probe() -> None:
         batches = View().batches(rows, preprocessing, batch_size=batch)
-        fit_head(*features(model, batches, dtype=precision), seed=0)
+        fit_head(*Frozen(model, precision=precision).features(batches), seed=0)
 
     return Work(lambda: seconds_of(probe), {"precision": precision})
 
