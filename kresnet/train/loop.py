@@ -18,6 +18,7 @@ from kresnet.console import Console, duration
 from kresnet.data.pipeline import Batch, TrainingData
 from kresnet.errors import Interrupted
 from kresnet.train.average import Average
+from kresnet.train.cut import CutData, epochs_within, preparing
 from kresnet.train.judge import Judge
 from kresnet.train.optimizer import optimizer_of
 from kresnet.train.run import Run
@@ -42,10 +43,12 @@ _SAVING_SHARE = 0.05
 def fine_tune(
     run: Run,
     model: keras.Model,
-    data: Callable[[int], TrainingData],
+    data: Callable[[int], TrainingData | CutData],
     judge: Judge,
     best: Score | None,
     console: Console,
+    *,
+    learner: keras.Model | None = None,
 ) -> Score | None:
     """Train `model` by the run's recipe and keep the weights of the best epoch in the run.
 
@@ -57,6 +60,7 @@ def fine_tune(
         judge: Scores the model on the validation images.
         best: Score of the weights that the run already keeps, if any.
         console: Where to report.
+        learner: The part of the model that takes the batches and learns; None is all of it.
 
     Returns:
         The score of the weights that the run keeps in the end; None if nothing could be trained
@@ -67,7 +71,7 @@ def fine_tune(
         ConfigError: The loss is not finite, at lower learning rates neither.
         ResourceError: Not one image fits into memory, or the state cannot be saved.
     """
-    loop = _Loop(run, model, data, judge, best, console)
+    loop = _Loop(run, model, data, judge, best, console, learner or model)
     with stoppable(loop.stop):
         loop.run()
     return loop.best
@@ -78,13 +82,15 @@ class _Loop:
         self,
         run: Run,
         model: keras.Model,
-        data: Callable[[int], TrainingData],
+        data: Callable[[int], TrainingData | CutData],
         judge: Judge,
         best: Score | None,
         console: Console,
+        learner: keras.Model,
     ) -> None:
         self._run, self._recipe, self._console = run, run.recipe, console
         self._model, self._data_of, self._judge = model, data, judge
+        self._learner = learner
         self.best = best
         self._epochs = self._recipe.epochs
         self._epoch = self._done = 0  # epochs done, and steps done in the epoch under way
@@ -99,7 +105,8 @@ class _Loop:
         self._optimizer = optimizer_of(self._recipe, model)
         soup = self._recipe.soup
         self._ingredients = Ingredients(run.states, model, most=soup) if soup else None
-        self._data: TrainingData  # of the image size of the epoch under way; `_go_back` sets it
+        # Of the image size of the epoch under way; `_go_back` sets it.
+        self._data: TrainingData | CutData
         self._step = self._compiled()
         self._saved, self._saving_s = time.monotonic(), 0.0
         self._elsewhere: list[str] = []  # in what this machine is not as it was at the last state
@@ -144,6 +151,7 @@ class _Loop:
             if self._epoch == self._run.pause_after:
                 self.stop()
                 self._save_or_stop()
+            self._prepare()
             started = time.monotonic()
             if size != self._size:
                 self._data, size = self._data_of(self._size), self._size
@@ -165,7 +173,7 @@ class _Loop:
 
     def _compiled(self) -> Step:
         return train_step(
-            self._model, self._optimizer, loss=self._recipe.loss, parts=self._troubles.parts
+            self._learner, self._optimizer, loss=self._recipe.loss, parts=self._troubles.parts
         )
 
     @property
@@ -178,6 +186,13 @@ class _Loop:
     def _position(self) -> int:
         """Steps done."""
         return self._epoch * self._data.steps + self._done
+
+    def _prepare(self) -> None:
+        """Compute what the epoch reads and is not there yet."""
+        for done in preparing(self._data, self._position, self._data.steps - self._done):
+            self._console.status(f"epoch {self._epoch + 1}: features of {done} images")
+            if self._stopping:
+                self._save_or_stop()
 
     def _stop_early(self) -> None:
         """End where no epoch has been better for as many as the recipe is patient."""
@@ -198,7 +213,7 @@ class _Loop:
             return
         left = budget - (time.monotonic() - self._console.started) - FINISHING_S
         epoch_s *= (self._recipe.image_size / size) ** 2  # the largest images are at the end
-        affordable = self._epoch + max(int(left / epoch_s), 0)
+        affordable = self._epoch + epochs_within(self._data, left, epoch_s)
         if self.best is None:
             affordable = max(affordable, 1)  # there must be something to keep
         if affordable < self._epochs:

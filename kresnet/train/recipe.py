@@ -20,6 +20,7 @@ from kresnet.train.optimizer import Name as Optimizer
 from kresnet.train.schedule import Schedule
 from kresnet.train.step import Loss
 
+CutCache = Literal["none", "memory", "disk"]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -73,6 +74,10 @@ class Recipe(BaseModel):
         repeats: Views of each image in a batch; an epoch has as many times the steps.
         balance: Weight of an image of a class of n: 1 ("none"), 1 / sqrt(n) or 1 / n ("full").
         cache: Where decoded images are kept; "auto" is memory, if they need little of it.
+        cut_cache: Where is kept what the stages before `train_from` say of each image, so that an
+            epoch computes only those behind: "memory", "disk" in the run's folder, or "none".
+        cut_views: With it, how many views of each image there are: pass n over the images shows
+            view n modulo this. What mixes or resizes images from step to step is refused.
         label_smoothing: Share of each label spread over all classes.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the last block.
@@ -134,6 +139,8 @@ class Recipe(BaseModel):
     repeats: Annotated[int, Field(ge=1)] = 1
     balance: Balance = "none"
     cache: Cache = "auto"
+    cut_cache: CutCache = "none"
+    cut_views: Annotated[int, Field(ge=1)] = 4
     label_smoothing: Rate = 0.0
     drop_rate: Rate = 0.0
     drop_path_rate: Rate = 0.0
@@ -222,7 +229,7 @@ def validated(fields: Mapping[str, Any]) -> Recipe:
         ConfigError: A field is unknown, missing or out of range; the message says which is meant.
     """
     try:
-        return Recipe.model_validate(fields)
+        recipe = Recipe.model_validate(fields)
     except ValidationError as error:
         # A field that is misspelt is also missing; what is written there says more.
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
@@ -241,6 +248,25 @@ def validated(fields: Mapping[str, Any]) -> Recipe:
         raise ConfigError(
             f"`{name}` is wrong: {first['msg'].lower()}. Received: {name}={first['input']!r}.{hint}"
         ) from None
+    if recipe.cut_cache != "none" and (obstacles := uncuttable(fields)):
+        raise ConfigError(
+            "`cut_cache` keeps what frozen stages say of an image alone, the same in each pass. "
+            f"Received: cut_cache={recipe.cut_cache!r} with {obstacles[0]}. Change one."
+        )
+    return recipe
+
+
+def uncuttable(fields: Mapping[str, Any]) -> list[str]:
+    """Return what makes stages before `train_from` say something else of an image each time.
+
+    Args:
+        fields: Of a recipe; those left out are as by default.
+    """
+    known = {name: field.default for name, field in Recipe.model_fields.items()} | dict(fields)
+    changing = ("mixup", "cutmix", "progressive", "drop_path_rate")
+    found = [f"train_from={known['train_from']}"] if known["train_from"] < 2 else []
+    found += [f"{name}={known[name]}" for name in changing if known[name]]
+    return found + ([f"repeats={known['repeats']}"] if known["repeats"] > 1 else [])
 
 
 def _unknown(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from kresnet.data.arrays import channels, measured
 from kresnet.data.pipeline import TrainingData, evaluation_batches
 from kresnet.data.scan import Index, Problem, Row
 from kresnet.errors import ConfigError, DataError
+from kresnet.train.cut import FOLDER, CutData, Looked, cut_data, divided
 from kresnet.train.hardware import policy_name
 from kresnet.train.judge import Judge
 from kresnet.train.loop import fine_tune
@@ -92,19 +94,27 @@ def train(run: Run, console: Console) -> Trained:
         best = Score(**run.info["validation"])
     elif recipe.epochs:
         prepare_layers(model, recipe)
+        cut = divided(model) if recipe.cut_cache != "none" else None
 
         @lru_cache(maxsize=1)  # what is decoded once stays so
-        def data(size: int) -> TrainingData:
-            return training_data(
+        def data(size: int) -> TrainingData | CutData:
+            shown = training_data(
                 recipe,
                 fit_rows,
                 replace(preprocessing, image_size=size),
                 num_classes=len(index.classes),
                 folder=run.path,
+                views=recipe.cut_views if cut else None,
                 tell=lambda problem: console.line("lost", f"{problem.path} {problem.reason}"),
             )
+            return shown if cut is None else cut_data(recipe, shown, cut, fit_rows, run.path)
 
-        best = fine_tune(run, model, data, judge, best, console)
+        if cut is None:
+            best = fine_tune(run, model, data, judge, best, console)
+        else:
+            of_tail = Judge(cut.tail, Looked(cut.front, val_batches))
+            best = fine_tune(run, model, data, of_tail, best, console, learner=cut.tail)
+            shutil.rmtree(run.path / FOLDER, ignore_errors=True)
     if best is None:
         raise ConfigError(
             "Without pretrained weights there is nothing to keep before the first epoch. "
@@ -183,6 +193,7 @@ def training_data(
     *,
     num_classes: int,
     folder: Path | None = None,
+    views: int | None = None,
     tell: Callable[[Problem], None] = lambda problem: None,
 ) -> TrainingData:
     """Return the stream of batches that a recipe trains on; see `TrainingData`."""
@@ -197,6 +208,7 @@ def training_data(
         cache=recipe.cache,
         folder=folder,
         max_bad=recipe.max_bad,
+        views=views,
         tell=tell,
     )
 
