@@ -13,6 +13,7 @@ from kresnet.data.scan import Row
 from kresnet.data.shrinking import reduced
 from kresnet.data.store import pixel_bytes
 from kresnet.errors import ResourceError
+from kresnet.train.cut_plan import cut_bytes
 from kresnet.train.recipe import Recipe
 from kresnet.zoo.size import measure
 from kresnet.zoo.variants import variant_config
@@ -28,7 +29,7 @@ class Disk:
     """What a run takes at most while it is under way, in bytes.
 
     Attributes:
-        run: In its own folder: kept weights, states to resume from, decoded images.
+        run: In its own folder: kept weights, states to resume from, decoded images, features.
         exports: In the folder of the exports.
     """
 
@@ -63,6 +64,8 @@ def disk_needed(
     if recipe.cache == "disk" and recipe.epochs:
         _, shapes = reduced(rows, recipe.image_size, recipe.min_area)
         images = pixel_bytes(shapes)
+    if recipe.cut_cache == "disk" and recipe.epochs:
+        images += len(rows) * min(recipe.cut_views, recipe.epochs) * cut_bytes(recipe.model_dump())
     factor, more = _EXPORT
     # Weights that are better replace those that are kept when they are complete, so both are there.
     return Disk(2 * weights + states + images, int(factor * weights) + more if exported else 0)

@@ -30,6 +30,7 @@ from kresnet.data.shrinking import reduced
 from kresnet.data.store import keeps
 from kresnet.errors import DataError, ResourceError
 from kresnet.machine import cores, processor
+from kresnet.train.cut_plan import front_share
 from kresnet.train.hardware import has_gpu, policy_name
 from kresnet.train.loop import FINISHING_S
 from kresnet.train.optimizer import optimizer_of
@@ -131,10 +132,14 @@ def estimated(recipe: Recipe, index: Index, *, spent_s: float = 0.0) -> Estimate
     both: Callable[[float, float], float] = max if has_gpu() else lambda a, b: a + b
     looks = train * len(views_of(recipe.probe_views, flip=recipe.flip)) + val
     probe_s = looks * both(look_s, fresh_s) if recipe.weights is not None else 0.0
-    judged = val * look_s * (2 if recipe.ema else 1)
-    epoch_s = train * recipe.repeats * both(learn_s * _grown(recipe), kept_s) + judged
+    front = front_share(recipe.model_dump())  # is looked at once a view, not in each epoch
+    judged = val * look_s * (1.0 - front) * (2 if recipe.ema else 1)
+    epoch_s = train * recipe.repeats * both(learn_s * _grown(recipe), 0.0 if front else kept_s)
+    epoch_s += judged
     once_s = (val + test) * both(look_s, fresh_s)
     if recipe.epochs:
+        views = min(recipe.cut_views, recipe.epochs) if front else 0
+        once_s += views * train * both(look_s * front, kept_s) + val * look_s * front
         once_s += train * (fresh_s - kept_s) + _refining(recipe, train, val, look_s, fresh_s)
         if recipe.budget_s:  # the first steps and two validations are timed
             once_s += 3 * recipe.batch_size * learn_s + 2 * judged
@@ -189,7 +194,7 @@ def remember(run: Run, estimate: Estimate, seconds: float) -> None:
     if speeds and name in _kept():
         learn_s, look_s = _kept()[name]
         _, kept_s = _input_speed(recipe, rows, size)
-        found = 1.0 / max(speeds) - (0.0 if has_gpu() else kept_s)
+        found = 1.0 / max(speeds) - (0.0 if has_gpu() or recipe.cut_cache != "none" else kept_s)
         if found > 0:  # what slows one down slows the other
             _keep(name, [found, look_s * found / learn_s])
 
@@ -206,6 +211,8 @@ def _network_speed(recipe: Recipe, num_classes: int, num_channels: int) -> tuple
         measured = _timed_network(recipe, cut, num_classes, num_channels)
         whole, part = (_macs(one, recipe, num_classes) for one in (config, cut))
         known = [s * w / p for s, w, p in zip(measured, whole, part, strict=True)]
+        front = front_share(recipe.model_dump())
+        known[0] = max(known[0] - known[1] * front, known[0] * (1.0 - front))
         _keep(name, known)
     return known[0], known[1]
 
@@ -324,7 +331,8 @@ def _machine() -> str:
 def _network(recipe: Recipe, what: str) -> str:
     return (
         f"{_machine()}, {recipe.variant} at {recipe.image_size} px, {recipe.precision}, from stage "
-        f"{recipe.train_from}, norms {recipe.norms}, {what}"
+        f"{recipe.train_from}, norms {recipe.norms}, "
+        f"{'' if recipe.cut_cache == 'none' else 'cut, '}{what}"
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from kresnet.train.cut_plan import cut_choices
 from kresnet.train.disk import Disk
 from kresnet.train.estimate import Estimate
 from kresnet.train.hardware import Precision, has_gpu, resolve_precision
@@ -148,10 +149,17 @@ def explained(
         found = resolve_precision("auto")
         choices["precision"] = (found, _why_precision(found))
         overrides = {name: value for name, value in overrides.items() if name != "precision"}
-    fields = {name: value for name, (value, _) in choices.items()} | dict(overrides)
-    recipe = validated({"data": data, "variant": variant, "weights": weights} | fields)
+    known = {"data": data, "variant": variant, "weights": weights}
+    recipe = validated(known | _values(choices) | dict(overrides))
+    if weights is not None:
+        choices |= cut_choices(recipe.model_dump(), num_images, preset=preset)
+        recipe = validated(known | _values(choices) | dict(overrides))
     reasons = {name: why for name, (_, why) in choices.items()} | dict.fromkeys(overrides, YOURS)
     return Plan(recipe, {name: reasons[name] for name in Recipe.model_fields if name in reasons})
+
+
+def _values(choices: _Choices) -> dict[str, Any]:
+    return {name: value for name, (value, _) in choices.items()}
 
 
 def again(recipe: Recipe, *, source: str, overrides: Mapping[str, Any]) -> Plan:

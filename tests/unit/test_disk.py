@@ -54,6 +54,11 @@ def test_only_what_is_written_is_counted():
     plain = disk_needed(recipe(), images, num_classes=2)
     cached = disk_needed(recipe(cache="disk"), images, num_classes=2)
     assert cached.run - plain.run == 3 * (30 * 40 + 50 * 20)
+    cut = {"train_from": 3, "cut_cache": "disk", "cut_views": 2}
+    features = disk_needed(recipe(**cut), images, num_classes=2)
+    assert features.run - plain.run == 2 * 2 * 16 * 16 * 32 * 4  # images, views, values, bytes
+    one = disk_needed(recipe(**cut | {"epochs": 1}), images, num_classes=2)
+    assert one.run - plain.run == 2 * 16 * 16 * 32 * 4
     soup = disk_needed(recipe(soup=3, ema=0.1), images, num_classes=2)
     average = disk_needed(recipe(ema=0.1), images, num_classes=2)
     assert soup.run - average.run == 9 * (average.run - plain.run) / 3

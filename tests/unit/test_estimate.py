@@ -14,6 +14,7 @@ from kresnet.train.estimate import Estimate, about, estimated, remember
 from kresnet.train.plan import plan
 from kresnet.train.run import Run
 from kresnet.train.stages import train
+from kresnet.zoo.size import measure, measure_front
 from kresnet.zoo.variants import variant_config
 
 LEARN, LOOK, FRESH, KEPT = 0.05, 0.01, 0.006, 0.002
@@ -73,6 +74,29 @@ def test_what_is_refined_has_its_time(speeds, index):
     assert grown.epoch_s - 12 * LOOK - 24 * KEPT == pytest.approx(
         24 * LEARN * (32**2 + 32**2 + 64**2 + 64**2) / 4 / 64**2
     )
+
+
+def test_behind_a_cut_an_epoch_is_the_rest_of_the_network(speeds, index):
+    cut = {"train_from": 3, "cut_cache": "memory", "cut_views": 2, "flip": False}
+    whole, found = (estimated(recipe("imagenet", **given), index) for given in ({}, cut))
+    config = variant_config("resnet8_cifar")
+    share = measure_front(config, 3, image_size=32).macs / measure(config, num_classes=0).macs
+    assert 0.3 < share < 0.8
+    assert found.epoch_s == pytest.approx(24 * LEARN + 12 * LOOK * (1 - share))
+    once = 2 * 24 * (LOOK * share + KEPT) + 12 * LOOK * share
+    assert found.once_s - whole.once_s == pytest.approx(once)
+    few = estimated(recipe("imagenet", **cut | {"epochs": 1}), index)
+    assert found.once_s - few.once_s == pytest.approx(24 * (LOOK * share + KEPT))
+
+
+def test_the_speed_behind_a_cut_is_one_of_its_own(index, monkeypatch):
+    monkeypatch.setattr(estimates, "_timed_network", lambda *args: (0.9, 0.3))
+    monkeypatch.setattr(estimates, "_timed_input", lambda *args: (FRESH, KEPT))
+    monkeypatch.setattr(estimates, "has_gpu", lambda: False)
+    whole = estimated(recipe(train_from=3), index)
+    cut = estimated(recipe(train_from=3, cut_cache="memory"), index)
+    assert 0 < cut.epoch_s < whole.epoch_s
+    assert estimated(recipe(train_from=3), index) == whole
 
 
 def test_a_gpu_computes_while_the_processor_reads(speeds, index, monkeypatch):
