@@ -50,9 +50,9 @@ class Contender:
 _KERAS: Final = ("keras", "tensorflow")
 OURS: Final = {
     name: Contender(f"kresnet {name}", "ours", _KERAS, is_ours=True)
-    for name in ("probe", "fast", "default", "best")
+    for name in ("probe", "fast", "fast-uncut", "default", "best")
 }
-"""Presets, and the probe alone."""
+"""Presets, the probe alone, and fast with every epoch on new views of the images."""
 
 PEERS: Final = {
     "keras": Contender(GUIDE, "keras_guide", _KERAS),
@@ -239,6 +239,7 @@ def _run(module: str, task: Task, most_s: float) -> str | None:
     log = Path(task.folder) / "log.txt"
     command = [sys.executable, "-m", __package__, module, str(task.save())]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+    environment["KRESNET_KEEP_FEATURES"] = "0"  # what one has computed is no help to the next
     with log.open("w", encoding="utf-8") as file:
         try:
             code = subprocess.run(

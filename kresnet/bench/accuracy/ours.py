@@ -24,6 +24,8 @@ def contend(task: Task) -> Answer:
     settings: dict[str, Any] = {"budget_s": task.budget_s, "seed": task.seed}
     if preset == "probe":
         preset, settings["epochs"] = "default", 0
+    elif preset == "fast-uncut":
+        preset, settings["cut_cache"] = "fast", "none"
     console = Console()
     console.started -= time.time() - task.started
     result = fit(
