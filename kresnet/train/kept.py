@@ -97,13 +97,14 @@ class Kept:
         """Make room, if there is too much, by removing what was not used the longest."""
         if self._most is None:
             return
-        known = {path: path.stat() for path in self._folder.iterdir() if path.name != latest}
+        known = {path: path.stat() for path in self._folder.iterdir()}
         total = sum(one.st_size for one in known.values())
         for path in sorted(known, key=lambda path: known[path].st_mtime_ns):
             if total <= self._most:
                 return
-            path.unlink(missing_ok=True)
-            total -= known[path].st_size
+            if path.name != latest:
+                path.unlink(missing_ok=True)
+                total -= known[path].st_size
 
 
 def key_of(**parts: Any) -> str:

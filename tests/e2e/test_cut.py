@@ -28,7 +28,7 @@ def weights(tmp_path_factory):
 SETTINGS = {
     "variant": "resnet8_cifar", "batch_size": 5, "min_area": 0.8, "precision": "float32",
     "val": 0.25, "lr": 1e-2, "epochs": 4, "train_from": 2, "cut_views": 2, "patience": None,
-    "ema": 0.2,
+    "ema": 0.2, "probe_strength": 1e-6,  # so that any epoch is better
 }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def weights_of(run):
     [
         ("memory", "epoch 2/4  step 3/"),
         ("disk", "epoch 3/4  step 2/"),
-        ("disk", "epoch 2: features of 10 images"),
+        ("disk", "epoch 1: features of 10 images"),
     ],
 )
 def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
@@ -75,7 +75,7 @@ def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
     with pytest.raises(Interrupted, match=r"Continue with: kresnet resume"):
         fit(striped, tmp_path, Stopping(at), **settings)
     stopped = tmp_path / "runs" / "striped"
-    assert (stopped / cut.FOLDER).is_dir() == (where == "disk")
+    assert (stopped / cut.FOLDER).exists() == (where == "disk")
     resumed = kresnet.resume(stopped, console=Console(quiet=True))
     assert whole.kept == resumed.kept == "fine-tune"
     assert resumed.as_dict()["validation"] == whole.as_dict()["validation"]
