@@ -95,10 +95,12 @@ def test_input(striped, tmp_path):
 
 
 def test_probe(striped, tmp_path):
-    (group,), _ = measured(
+    (group, last), _ = measured(
         "probe", tmp_path, variant="resnet50", data=str(striped), against=("keras",)
     )
-    assert [row["failed"] for row in group["rows"]] == [None, None]
+    assert [row["failed"] for row in group["rows"] + last["rows"]] == [None] * 4
+    kept, again = last["rows"]
+    assert kept["peak_mb"] > 100 < again["peak_mb"]
 
 
 def test_coldstart(tmp_path):

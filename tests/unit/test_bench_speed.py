@@ -278,7 +278,7 @@ def _bound(make, arguments):
 def test_contenders_can_be_called_as_they_are_described(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     groups = list(every_group(Options(data="photos"), tmp_path, monkeypatch))
-    assert len(groups) == 2 + 2 + 2 + 1 + 2 + 5
+    assert len(groups) == 2 + 2 + 2 + 2 + 2 + 5
     for group in groups:
         assert not group.sizes or len(group.sizes) == 1 + len(group.others)
         for contender in (group.reference, *group.others):
@@ -293,6 +293,7 @@ def test_only_what_is_asked_for_is_compared(tmp_path, monkeypatch):
         "timm, norms frozen", "timm, norms learning", "timm", "timm", "PyTorch DataLoader, timm",
     ]  # fmt: skip
     assert [name for name in names if "timm" not in name] == [
+        "kresnet, what frozen stages say computed again",
         "python -c pass", "import tensorflow", "TensorFlow: import, load, predict",
     ]  # fmt: skip
 

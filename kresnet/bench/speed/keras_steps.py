@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from kresnet.bench.speed.work import Work, timed
+from kresnet.train.cut import divided
 from kresnet.train.hardware import policy_name, resolve_precision
-from kresnet.train.optimizer import optimizer_for
+from kresnet.train.optimizer import freeze_before, optimizer_for
+from kresnet.train.optimizer import last_stage as number_of_last_stage
 from kresnet.train.step import train_step
 from kresnet.zoo import build, freeze_norms
 
@@ -54,6 +56,32 @@ def kresnet(*, variant: str, image_size: int, batch: int, frozen: bool, steps: i
     return Work(
         timed(lambda: float(step(images, targets, weights)), steps), {"precision": precision}
     )
+
+
+def last_stage(*, variant: str, image_size: int, batch: int, cut: bool, steps: int) -> Work:
+    """Train the last stage and the head with the step of `kresnet train`.
+
+    With the cut, its input is what the frozen stages said of the images once; else they say it
+    again in each step.
+    """
+    precision = resolve_precision("auto")
+    model = build(
+        variant,
+        num_classes=CLASSES,
+        input_shape=(image_size, image_size),
+        dtype=policy_name(precision),
+    )
+    freeze_before(model, number_of_last_stage(model))
+    freeze_norms(model)
+    inputs, labels = drawn(batch, image_size)
+    if cut:
+        parts = divided(model)
+        inputs, model = parts.front(inputs, training=False), parts.tail
+    optimizer = optimizer_for(model, "adamw", weight_decay=DECAY, layer_decay=1.0, clip_norm=None)
+    optimizer.learning_rate = RATE
+    step = train_step(model, optimizer)
+    targets, weights = tf.one_hot(labels, CLASSES), tf.ones(batch)
+    return Work(timed(lambda: float(step(inputs, targets, weights)), steps))
 
 
 def applications(

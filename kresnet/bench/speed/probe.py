@@ -1,8 +1,9 @@
-"""A linear probe: features once and a head on them, beside epochs through a frozen backbone.
+"""Frozen stages computed once: the probe beside epochs of a frozen backbone, the cut beside none.
 
 Ours is the whole thing, from JPEG files to the fitted head. The other's is the time of some steps,
 times as many as 30 epochs have, with the decoded images kept in memory and without the first epoch
-that decodes them: all of it would take a quarter of an hour a turn.
+that decodes them: all of it would take a quarter of an hour a turn. The steps of the last stage are
+ours, with what the stages before it said kept in memory, and with it computed again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _STEPS: Final = "kresnet.bench.speed.probe_steps"
 
 
 def groups(options: Options, work: Path) -> Iterator[Group]:
-    """Compare with Keras."""
+    """Compare the probe with Keras, and the last stage with the cut with that without."""
     from kresnet.zoo import measure
     from kresnet.zoo.variants import variant_config
 
@@ -57,4 +58,29 @@ def groups(options: Options, work: Path) -> Iterator[Group]:
             f"{options.variant}, {options.image_size} px, batches of {options.batch}. The limit is "
             "that of one forward pass.",
         ),
+    )
+    kept, again = (_last_stage(options, cut=cut) for cut in (True, False))
+    yield Group(
+        "Training step of the last stage and the head",
+        "images/s",
+        kept,
+        (again,),
+        images=options.batch,
+        notes=(f"{options.variant}, {options.image_size} px, batches of {options.batch}.",),
+    )
+
+
+def _last_stage(options: Options, *, cut: bool) -> Contender:
+    arguments = {
+        "variant": options.variant,
+        "image_size": options.image_size,
+        "batch": options.batch,
+        "steps": options.steps,
+        "cut": cut,
+    }
+    return Contender(
+        f"kresnet, what frozen stages say {'kept' if cut else 'computed again'}",
+        "kresnet.bench.speed.keras_steps:last_stage",
+        {"": arguments},
+        ("keras", "tensorflow"),
     )
