@@ -218,9 +218,13 @@ def measured(
         *("--epochs", str(task.epochs), "--seed", str(task.seed)),
         *("--be", name, str(folder)),
     ]
+    # What one has computed is no help to the next.
+    environment = os.environ | {"KRESNET_KEEP_FEATURES": "0"}
     started = time.time()
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env=environment
+        )
         try:
             while _spent(process.pid, started, processor_time=processor_time) < budget_s:
                 time.sleep(_LOOK_S)
