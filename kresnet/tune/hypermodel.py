@@ -44,6 +44,8 @@ _LEFT_OUT: Final = (
     "larger_test",
     "patience",
     "budget_s",
+    "cut_cache",
+    "cut_views",
 )
 """Fields of a recipe that mean nothing to `Model.fit`."""
 
@@ -61,8 +63,9 @@ class ResNetHyperModel(keras_tuner.HyperModel):
     promotes goes on with the rate of that place. Pretrained networks start with the head of a
     linear probe, which is fitted once for each network, image size and setting of the probe.
 
-    The averages, soups, growing images, patience and budget of a recipe are `kresnet train`'s, and
-    left out. Under Hyperband, let `max_epochs` be the recipe's epochs: the schedule is for them.
+    The averages, soups, growing images, kept features, patience and budget of a recipe are
+    `kresnet train`'s, and left out. Under Hyperband, let `max_epochs` be the recipe's epochs: the
+    schedule is for them.
 
     Args:
         data: As in `kresnet.fit`. Test images, if it has any, are never read.
@@ -111,7 +114,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
             console=self._console,
             **settings,
         )
-        self.recipe = planned.recipe
+        self.recipe = rerun(planned.recipe, {"cut_cache": "none"})
         self.space = _space(space, self.recipe)
         self.space.check(self.recipe, algorithm="")
         self._heads: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}

@@ -197,7 +197,10 @@ def tune(
     if only:
         recipe = begin.head_alone(planned.recipe)
     else:
-        recipe = begin.unhurried(planned.recipe, index, given="epochs" in job, console=console)
+        recipe = planned.recipe
+        if "cut_cache" not in job:  # what is tried may forbid it, and trials share the memory
+            recipe = rerun(recipe, {"cut_cache": "none"})
+        recipe = begin.unhurried(recipe, index, given="epochs" in job, console=console)
     kind = only or "train"
     searched = asked or (Space.head(recipe) if only else Space.default(recipe))
     searched.check(recipe, algorithm=algorithm, kind=kind)

@@ -26,7 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kresnet.errors import ConfigError, ResourceError
-from kresnet.train.recipe import Recipe
+from kresnet.train.recipe import Recipe, uncuttable
 from kresnet.zoo.download import TAGS
 from kresnet.zoo.variants import variant_config
 
@@ -179,12 +179,31 @@ class Space:
                 "out, or choose another --algorithm."
             )
         self._check_stages(recipe)
+        self._check_cut(recipe)
         if "variant" not in self.entries or recipe.weights is None or recipe.weights in TAGS:
             return
         raise ConfigError(
             "`variant` can be searched where each variant has its own weights. Received: "
             f"weights={recipe.weights!r}. Use --weights imagenet or none."
         )
+
+    def _check_cut(self, recipe: Recipe) -> None:
+        """Refuse what a recipe that keeps what frozen stages say cannot be tried with.
+
+        Raises:
+            ConfigError: It is tried.
+        """
+        if recipe.cut_cache == "none":
+            return
+        fields = recipe.model_dump()
+        for name, entry in self.entries.items():
+            for value in entry.choice or entry.range or ():
+                if obstacles := uncuttable(fields | {name: value}):
+                    raise ConfigError(
+                        "What frozen stages say can be kept where they say the same in each "
+                        f"epoch. Received: {obstacles[0]} in the space, and "
+                        f"cut_cache={recipe.cut_cache!r}. Leave one out."
+                    )
 
     def _check_stages(self, recipe: Recipe) -> None:
         """Refuse to train from a stage that a network does not have.

@@ -174,6 +174,10 @@ def test_a_pretrained_network_starts_with_the_head_of_the_probe(digits, tmp_path
 def test_what_fit_would_not_heed_is_refused(digits, tmp_path):
     with pytest.raises(ConfigError, match=r"does nothing with 'ema'.*kresnet tune"):
         hypermodel(digits, space={"ema": {"float": [0.0, 0.5]}})
+    with pytest.raises(ConfigError, match=r"does nothing with 'cut_views'"):
+        hypermodel(digits, space={"cut_views": {"int": [2, 4]}})
+    cut = hypermodel(digits, cut_cache="memory", train_from=2)
+    assert cut.recipe.cut_cache == "none"
     from kresnet.tune.hypermodel import FitError
 
     model = hypermodel(digits)

@@ -1,6 +1,7 @@
 """What may be searched, what is refused, and how it looks to keras_tuner."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -8,6 +9,7 @@ from searching import SPACE, recipe_of
 
 from kresnet.errors import ConfigError, ResourceError
 from kresnet.train.recipe import rerun
+from kresnet.tune import begin, job
 from kresnet.tune.space import FIXED, Space
 
 
@@ -176,3 +178,35 @@ def test_a_stage_that_a_network_does_not_have_is_refused(variants):
     with pytest.raises(ConfigError, match="resnet20_cifar has 3 stages"):
         Space.of(fields).check(known, algorithm="random")
     Space.of(fields | {"train_from": {"choice": [1, 3]}}).check(known, algorithm="random")
+
+
+CUT = {"cut_cache": "memory", "train_from": 3, "epochs": 3}
+
+
+@pytest.mark.parametrize("name", ["train_from", "mixup"])
+def test_what_forbids_to_keep_what_frozen_stages_say_is_not_tried_with_it(name):
+    fields = {"train_from": {"int": [1, 3]}, "mixup": {"float": [0.0, 0.2]}}
+    space = Space.of({name: fields[name]})
+    with pytest.raises(ConfigError, match=rf"{name}=.* in the space, and cut_cache='memory'"):
+        space.check(rerun(recipe_of(), CUT), algorithm="random")
+    space.check(rerun(recipe_of(), CUT | {"cut_cache": "none"}), algorithm="random")
+
+
+@pytest.mark.parametrize(
+    ("asked", "cut_cache"), [({}, "none"), ({"cut_cache": "memory"}, "memory")]
+)
+def test_trials_see_new_views_in_each_epoch_where_a_plan_would_not(monkeypatch, asked, cut_cache):
+    """Unless somebody asks for it: spaces have what would be refused, as training from stage 1."""
+    pytest.importorskip("keras_tuner")
+    planned = SimpleNamespace(recipe=rerun(recipe_of(), CUT))
+    monkeypatch.setattr(job, "choose", lambda *args, **options: (planned, None))
+    found = []
+
+    def fetch(space, recipe, console):
+        found.append(recipe)
+        raise InterruptedError
+
+    monkeypatch.setattr(begin, "fetch_weights", fetch)
+    with pytest.raises(InterruptedError):
+        job.tune("photos", **asked)
+    assert [recipe.cut_cache for recipe in found] == [cut_cache]
