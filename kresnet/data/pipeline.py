@@ -166,7 +166,12 @@ class TrainingData:
 
     def _which(self, batch: int) -> list[int]:
         numbers = batch * self._batch_size + np.arange(self._first, self._last)
-        return [int(self._image_of(number)) for number in numbers]
+        passes, places = self._place_of(numbers)
+        which = np.empty_like(places)
+        for number in np.unique(passes):
+            which[passes == number] = self._shuffled(places[passes == number], number)
+        found: list[int] = self._lost.instead[which].tolist()
+        return found
 
     def dataset(self, start: int = 0) -> tf.data.Dataset:
         """Return the stream of `batches` as a dataset, which ends with an error where they go on.
@@ -238,7 +243,18 @@ class TrainingData:
     def shown(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return which rows batch `number` shows, and in which pass; int64 `(b,)` each."""
         numbers = number * self._batch_size + np.arange(self._first, self._last)
-        return np.array(self._which(number), np.int64), numbers // len(self._rows)
+        return np.array(self._which(number)), self._place_of(numbers)[0]
+
+    def passes(self, start: int, count: int) -> range:
+        """Return the passes over the images that batches show a part of.
+
+        Args:
+            start: Number of the first batch.
+            count: Of the batches.
+        """
+        first = start * self._batch_size + self._first
+        last = (start + count - 1) * self._batch_size + self._last - 1
+        return range(self._place_of(first)[0], self._place_of(last)[0] + 1)
 
     def answers(self, which: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the targets `(b, k)` and weights `(b,)` of rows, as in `batches` unmixed."""
@@ -262,15 +278,24 @@ class TrainingData:
             number = number // len(self._rows) % self._views * len(self._rows) + which
         return tf.stack([self._seed, STREAMS * number])
 
-    def _image_of(self, number: int | tf.Tensor) -> tf.Tensor:
-        """Return which row view `number` shows; the views of one image are apart in the batch."""
+    def _image_of(self, number: tf.Tensor) -> tf.Tensor:
+        """Return which row view `number` shows."""
+        number, place = self._place_of(number)
+        return tf.constant(self._lost.instead)[self._shuffled(place, number)]
+
+    def _place_of(self, number: Any) -> tuple[Any, Any]:
+        """Return the pass over the images that views belong to, and their places in it.
+
+        The views of one image are apart in the batch.
+        """
         different = self._batch_size // self.augmentation.repeats
         place = number // self._batch_size * different + number % self._batch_size % different
-        count = len(self._rows)
-        which = tf.random.experimental.index_shuffle(
-            place % count, tf.stack([self._seed, place // count]), count - 1
-        )
-        return tf.constant(self._lost.instead)[which]
+        return place // len(self._rows), place % len(self._rows)
+
+    def _shuffled(self, place: Any, number: Any) -> tf.Tensor:
+        """Return which rows are at places of pass `number`, of which each has its own order."""
+        seed = tf.stack([tf.constant(self._seed, tf.int64), number])
+        return tf.random.experimental.index_shuffle(place, seed, len(self._rows) - 1)
 
     def _pixels(self, which: tf.Tensor, places: Sequence[tf.Tensor]) -> tf.Tensor:
         """Return the decoded and shrunk image, uint8, from the store if there is one.

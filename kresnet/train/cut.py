@@ -186,9 +186,8 @@ class CutData:
             DataError: Too many images cannot be read any more.
             ResourceError: There is no room for the features.
         """
-        ends = (self._data.shown(number)[1] for number in (start, start + count - 1))
-        first, last = (int(passes[k]) for passes, k in zip(ends, (0, -1), strict=True))
-        for view in dict.fromkeys(number % self._views for number in range(first, last + 1)):
+        passes = self._data.passes(start, count)
+        for view in dict.fromkeys(number % self._views for number in passes):
             if view not in self._features:
                 yield from self._seen(view)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -10,9 +12,14 @@ from kresnet.train.score import Score
 
 
 class Judge:
-    """Scores a model, as its weights now are, on every validation image once."""
+    """Scores a model, as its weights now are, on every validation image once.
 
-    def __init__(self, model: keras.Model, batches: tf.data.Dataset) -> None:
+    Args:
+        model: Gives logits `(b, k)`.
+        batches: `(what the model takes, labels (b,))`, the same each time.
+    """
+
+    def __init__(self, model: keras.Model, batches: Iterable[tuple[tf.Tensor, tf.Tensor]]) -> None:
         self._batches = batches
         self._logits = tf.function(
             lambda images: model(images, training=False), reduce_retracing=True

@@ -179,6 +179,15 @@ def test_there_are_as_many_views_as_asked_for_and_no_more(rows):
             assert np.array_equal(laid_out[row], seen[row, number][0])
 
 
+@pytest.mark.parametrize("worker", [(0, 1), (1, 2)])
+def test_passes_are_those_that_the_images_of_batches_are_of(rows, worker):
+    stream = data(rows, worker=worker)
+    for start in range(9):
+        for count in (1, 2, 7):
+            shown = [stream.shown(number)[1] for number in range(start, start + count)]
+            assert set(stream.passes(start, count)) == set(np.concatenate(shown).tolist())
+
+
 def test_without_a_number_of_views_each_pass_has_its_own(rows):
     images = [np.array(b[0]) for b in islice(data(rows, views=None).batches(), 22)]
     shown = {image.tobytes() for image in np.concatenate(images)}
