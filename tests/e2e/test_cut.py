@@ -15,6 +15,8 @@ from kresnet.train import cut
 from kresnet.train.kept import Kept
 from kresnet.train.run import Run
 
+pytestmark = pytest.mark.slow  # they train
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):

@@ -28,6 +28,7 @@ def test_a_line_says_what_is_fastest_and_what_is_taken():
     )
 
 
+@pytest.mark.slow  # they train
 @pytest.mark.parametrize("options", [["--norms", "trainable"], ["--part", "gradients"]])
 def test_both_steps_are_timed_in_turns(options, capsys, monkeypatch):
     small = ["--variant", "resnet8_cifar", "--image-size", "32", "--batch-size", "2"]

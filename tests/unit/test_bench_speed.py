@@ -25,6 +25,7 @@ from kresnet.cli import speed
 from kresnet.errors import ConfigError, ResourceError
 
 TESTS = Path(__file__).parents[1]
+STARTS = pytest.mark.slow  # it starts processes
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,7 @@ def told(name, /, *values, **more):
     return a_contender(name, "scripted", values=[9.0, *values], name=name, **more)
 
 
+@STARTS
 def test_everyone_takes_turns_with_the_reference(tmp_path):
     log = tmp_path / "log.txt"
     ours = told("a", 1.0, 2.0, 3.0, 4.0, log=str(log), facts={"precision": "bfloat16"})
@@ -57,11 +59,13 @@ def test_everyone_takes_turns_with_the_reference(tmp_path):
     assert not any(one.failed or one.tried for one in (first, *rest))
 
 
+@STARTS
 def test_without_others_the_reference_is_measured_alone(tmp_path):
     (only,) = rotate(told("a", 1.0, 2.0), [], rounds=2, logs=tmp_path)
     assert only.seconds == (1.0, 2.0)
 
 
+@STARTS
 def test_the_fastest_setting_takes_part(tmp_path):
     settings = {
         "slow": {"values": [9.0, 4.0, 4.0]},
@@ -78,6 +82,7 @@ def test_the_fastest_setting_takes_part(tmp_path):
     assert found.tried["none"] == "exit code 1: IndexError: pop from empty list"
 
 
+@STARTS
 def test_what_fails_is_listed_and_the_others_go_on(tmp_path):
     others = [
         a_contender("absent", "scripted", "no_such_package", values=[]),
@@ -96,11 +101,13 @@ def test_what_fails_is_listed_and_the_others_go_on(tmp_path):
     assert [one.seconds for one in found] == [(), (), (), (2.0, 2.5)]
 
 
+@STARTS
 def test_who_does_not_answer_is_given_up(tmp_path):
     with pytest.raises(Failed, match="no answer in 1 s"):
         Process("contenders:silent", {}, tmp_path, warm_up=1, patience_s=1)
 
 
+@STARTS
 def test_a_reference_that_fails_ends_the_bench(tmp_path):
     with pytest.raises(ResourceError, match=r"Received: a: exit code 1: ValueError: no weights\."):
         rotate(a_contender("a", "broken", last="no weights"), [], rounds=1, logs=tmp_path)
@@ -108,6 +115,7 @@ def test_a_reference_that_fails_ends_the_bench(tmp_path):
         rotate(a_contender("a", "crashing", turns=2), [told("b", 1, 1)], rounds=2, logs=tmp_path)
 
 
+@STARTS
 def test_all_but_one_are_stopped_and_all_end(tmp_path):
     folder = tmp_path / "pids"
     folder.mkdir()
@@ -121,6 +129,7 @@ def test_all_but_one_are_stopped_and_all_end(tmp_path):
     wait_for(lambda: {contenders.state(pid) for pid in pids} == {"gone"})
 
 
+@STARTS
 def test_no_process_outlives_a_bench_that_was_killed(tmp_path):
     program = (
         "import sys, time, pathlib\n"
@@ -151,18 +160,21 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
+@STARTS
 def test_memory_is_that_of_the_contender(tmp_path):
     small, large = (a_contender(str(n), "heavy", megabytes=n) for n in (1, 120))
     first, second = rotate(small, [large], rounds=1, logs=tmp_path)
     assert 110 < second.peak_mb - first.peak_mb < 130
 
 
+@STARTS
 def test_a_function_runs_once_in_a_process_of_its_own(tmp_path):
     assert once("contenders:facts", {"number": 21}, logs=tmp_path) == {"twice": 42}
     with pytest.raises(ResourceError, match=r"prepared. Received: contenders:broken.*no room"):
         once("contenders:broken", {"last": "no room"}, logs=tmp_path)
 
 
+@STARTS
 def test_a_process_is_ended_with_what_it_was_asked_for(tmp_path):
     with Process(
         "contenders:scripted", {"values": [1.0]}, tmp_path, warm_up=0, patience_s=60
@@ -311,6 +323,7 @@ def test_photos_of_one_size_are_made_of_others(striped, tmp_path):
     assert len({Path(file).read_bytes() for file in drawn}) == 3
 
 
+@STARTS
 def test_fresh_processes_are_timed_and_must_succeed():
     work = coldstart.fresh(command=[sys.executable, "-c", "pass"])
     assert work.turn() > 0
@@ -319,6 +332,7 @@ def test_fresh_processes_are_timed_and_must_succeed():
         wrong.turn()
 
 
+@STARTS
 def test_the_bench_itself_stays_small():
     program = (
         "import sys, pathlib\n"

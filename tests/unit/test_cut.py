@@ -133,6 +133,7 @@ def test_what_comes_before_a_stage_is_counted(variant):
 # ---------------------------------------------------------------- the same training
 
 
+@pytest.mark.slow  # it trains
 @pytest.mark.parametrize(("stage", "parts"), [(3, 1), (2, 3)])
 def test_the_weights_are_those_of_training_the_whole_network_on_the_same_views(rows, stage, parts):
     """Over more than all views, so that each comes again, and batches go over their ends."""
@@ -194,6 +195,7 @@ def test_without_a_number_of_views_each_pass_has_its_own(rows):
     assert len(shown) == 22 * BATCH
 
 
+@pytest.mark.slow  # many streams are set up
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_a_stream_that_is_gone_on_with_is_the_same_bit_for_bit(rows, tmp_path, dtype, on_disk):
@@ -245,6 +247,7 @@ def test_a_budget_counts_the_views_that_are_still_to_be_computed(rows):
     assert epochs_within(data(rows), 50.0, 2.0) == 25
 
 
+@pytest.mark.slow  # many streams are set up
 def test_an_image_that_is_lost_is_replaced(rows, tmp_path):
     copies = []
     for row in rows:

@@ -297,6 +297,7 @@ def test_nothing_is_computed_another_way_beside_other_devices(monkeypatch):
     assert layer._gradient_way(tf.zeros((1, 8, 8, 4)), 1, "same") == "convolution"
 
 
+@pytest.mark.slow  # it exports
 def test_what_is_exported_has_no_gradients_of_its_own(tmp_path):
     model = randomize(build("resnet8_cifar", num_classes=3, dtype="mixed_bfloat16"))
     x = random(2, 32, 32, 3)

@@ -144,6 +144,7 @@ def test_features_are_computed_once_and_the_same(looks, rows):
     assert np.array_equal(first, expected)
 
 
+@pytest.mark.slow  # each is computed
 def test_features_of_anything_else_are_computed(looks, rows, monkeypatch):
     def of(model=None, which=rows, preprocessing=PREPARED, view=None, precision="float32"):
         return features_of(model or small(), which, preprocessing, view, precision=precision)

@@ -180,6 +180,7 @@ def test_random_exif_is_read_as_tensorflow_reads_it():
         assert found == expected
 
 
+@pytest.mark.slow  # it starts a process
 def test_it_needs_no_tensorflow():
     code = (
         "import sys; from kresnet.data import light; light.decode(sys.stdin.buffer.read()).shape; "

@@ -19,6 +19,7 @@ from kresnet.serve import quick
 from kresnet.serve.engine import Engine
 from kresnet.serve.quick import TOLERANCE, QuickEngine, open_export
 
+pytestmark = pytest.mark.slow  # they export, and start processes
 RUNTIMES = ("onnxruntime", "openvino")
 
 
