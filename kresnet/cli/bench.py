@@ -26,9 +26,9 @@ def accuracy(
     variant: KnownVariant = "resnet50",
     budget: Annotated[str, typer.Option(help="Time for each training, as 90s or 5m.")] = "270s",
     seeds: Annotated[int, typer.Option(min=1, help="Splits and trainings of each.")] = 3,
-    presets: Annotated[str, typer.Option(help="Of ours: probe, fast, default, best.")] = (
-        "probe,default"
-    ),
+    presets: Annotated[
+        str, typer.Option(help="Of ours: probe, fast, fast-uncut, default, best.")
+    ] = "probe,default",
     against: Annotated[str, typer.Option(help="Others: keras, fastai, timm.")] = "keras",
     out: Annotated[
         Path, typer.Option(help="Folder of the results; the same one again goes on.")
