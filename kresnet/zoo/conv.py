@@ -174,6 +174,10 @@ class Conv(keras.layers.Layer):
         }
 
 
+_IN_ONE = ("bfloat16",)
+"""Types in which the sums of `processor.normalize` are as exact as those of the formulas."""
+
+
 class _Statistics:
     """What a batch norm keeps: gamma and beta, which learn, and the statistics, which move."""
 
@@ -204,7 +208,7 @@ class _Statistics:
     def _normalize(self: Any, x: Any) -> Any:
         """Batch norm with the batch's statistics, which also move the stored ones."""
         scale, offset = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
-        if on_processor("norms") and self.compute_dtype in ("float32", "bfloat16"):
+        if self.compute_dtype in _IN_ONE and on_processor("norms"):
             x, mean, variance = normalize(x, scale, offset, self.epsilon)
         else:
             x = ops.cast(x, "float32")

@@ -43,6 +43,9 @@ def normalize(x: Any, scale: Any, offset: Any, epsilon: float) -> tuple[Any, Any
     the mean in a second pass, and the ReLU behind it is fused. Written out, each of these steps and
     of their gradients is a pass over activations in float32.
 
+    Sums are taken one by one: of 100,000 pixels they are off by 1e-5, where the formulas' are off
+    by 1e-6. Beside the rounding of bfloat16, 4e-3, that is nothing; in float32 it would be seen.
+
     Args:
         x: `(b, h, w, c)`, float32 or bfloat16.
         scale: gamma `(c,)`, float32.

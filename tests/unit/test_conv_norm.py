@@ -34,6 +34,36 @@ def trained(model, steps, *, learning_rate=0.05):
     return losses
 
 
+def step_of(model, x, y):
+    """What a step computes, under the names of Keras' layers: gradients, and moved statistics."""
+    with tf.GradientTape() as tape:
+        logits = tf.cast(model(x, training=True), "float64")
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+    learned = model.trainable_variables
+    found = {v.path: v.value for v in model.variables if "moving" in v.path}
+    gradients = tape.gradient(loss, [v.value for v in learned])
+    found |= {v.path: gradient for v, gradient in zip(learned, gradients, strict=True)}
+    return {in_keras(v, model): found[v.path] for v in model.variables}
+
+
+def in_keras(variable, model):
+    """The path of a variable in Keras' layers, where norms are layers of their own."""
+    layer, name = variable.path.split("/")
+    is_both = isinstance(model.get_layer(layer), ConvNorm) and name != "kernel"
+    return f"{layer}_norm/{name}" if is_both else variable.path
+
+
+def in_float64(model):
+    """Keras' layers again, all of them in float64."""
+
+    def clone(layer):
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # an operation, which computes in what it is given
+        return type(layer).from_config(layer.get_config() | {"dtype": "float64"})
+
+    return keras.models.clone_model(model, clone_function=clone)
+
+
 def statistics(model):
     return {v.path: v.numpy() for v in model.variables if "moving" in v.path}
 
@@ -59,6 +89,28 @@ def test_ten_steps_with_learned_statistics_equal_conv_and_batch_norm():
     for path, value in mine.items():
         layer, name = path.split("/")
         np.testing.assert_allclose(value, other[f"{layer}_norm/{name}"], rtol=1e-2, atol=1e-3)
+
+
+def test_a_step_in_bfloat16_is_as_near_to_float64_as_that_of_keras():
+    """What is computed another way on processors is no less exact, all through a network."""
+    ours = build("resnet20_cifar", num_classes=5, dtype="mixed_bfloat16")
+    theirs = to_keras(ours)
+    exact = in_float64(theirs)
+    ratios = []
+    for seed in range(2):
+        randomize(ours, seed=seed)
+        values = {in_keras(v, ours): v.numpy() for v in ours.variables}
+        batch = images(seed=seed), tf.constant([2, 1, 4, 0])
+        for model in (theirs, exact):
+            for variable in model.variables:
+                variable.assign(values[variable.path])
+        mine, other, expected = (step_of(model, *batch) for model in (ours, theirs, exact))
+        assert mine.keys() == other.keys() == expected.keys()
+        for path, known in expected.items():
+            distances = [tf.norm(tf.cast(step[path], "float64") - known) for step in (mine, other)]
+            ratios.append(float(distances[0] / distances[1]))
+    assert len(ratios) == 2 * 97  # variables
+    assert np.exp(np.mean(np.log(ratios))) < 1.02
 
 
 def test_frozen_gradients_of_gamma_and_beta_equal_those_of_the_unfused_pair():
