@@ -169,7 +169,7 @@ def test_layers_learn_what_they_learn_as_written(options, size, way, every_way):
             assert relative_error(a, b) < 1e-4
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float32", "mixed_float16"])
 def test_layers_learn_with_unknown_sizes(dtype, jit, every_way):
     every_way("shifts")
