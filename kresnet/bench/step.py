@@ -4,8 +4,8 @@
     python -m kresnet.bench.step --norms trainable
 
 Both steps train the same model on the same random images; they differ in what `kresnet.zoo` does
-another way on processors. Printed are the medians and quartiles of images a second, and the ratio
-of the times of neighbouring steps.
+another way on processors, and that is in bfloat16 alone. Printed are the medians and quartiles of
+images a second, and the ratio of the times of neighbouring steps.
 """
 
 from __future__ import annotations
@@ -36,9 +36,6 @@ def main() -> None:
     parser.add_argument("--norms", choices=("frozen", "trainable"), default="frozen", help="state")
     parser.add_argument("--image-size", type=int, default=224, help="side of the images")
     parser.add_argument("--batch-size", type=int, default=32, help="images a step")
-    parser.add_argument(
-        "--precision", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in"
-    )
     parser.add_argument("--turns", type=int, default=9, help="timed steps of each")
     parser.add_argument(
         "--part", choices=get_args(Part), action="append", help="compare this part alone"
@@ -47,13 +44,13 @@ def main() -> None:
     print(f"{processor()}, {cores()} cores, TensorFlow {tf.__version__}")
     print(
         f"{options.variant}, norms {options.norms}, {options.image_size} px, "
-        f"{options.batch_size} images, {options.precision}\n"
+        f"{options.batch_size} images, bfloat16\n"
     )
     model = build(
         options.variant,
         num_classes=_CLASSES,
         input_shape=(options.image_size, options.image_size),
-        dtype=policy_name(options.precision),
+        dtype=policy_name("bfloat16"),
     )
     if options.norms == "frozen":
         freeze_norms(model)
