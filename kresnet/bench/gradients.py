@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from kresnet.machine import cores, processor
-from kresnet.zoo.gradients import MEASURED, Way, fastest_way, kernel_gradient
+from kresnet.zoo.gradients import MEASURED, Padding, Way, fastest_way, kernel_gradient
 
 Shape = tuple[int, int, int, int, int]
 
@@ -66,7 +66,7 @@ def timed(shape: Shape, batch_size: int, dtype: str, turns: int) -> dict[Way, fl
     rng = np.random.default_rng(0)
     x = tf.constant(rng.normal(size=(batch_size, side + margin, side + margin, channels)), dtype)
     dy = tf.constant(rng.normal(size=(batch_size, after, after, filters)), dtype)
-    padding = "VALID" if margin else "SAME"
+    padding: Padding = "VALID" if margin else "SAME"
 
     def compiled(way: Way) -> Any:
         return tf.function(

@@ -119,7 +119,7 @@ class Conv(keras.layers.Layer):
         padding = "valid" if margin else "same"
         way = self._gradient_way(x, strides, padding) if learns else "convolution"
         if way != "convolution":
-            x = gradients.convolve(x, kernel, strides, padding.upper(), way)
+            x = gradients.convolve(x, kernel, strides, "VALID" if margin else "SAME", way)
         else:
             convolve = _grouped if self.groups > 1 and _has_grouped_convolution() else ops.conv
             x = convolve(

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 Way = Literal["convolution", "matmul", "shifts", "patches"]
+Padding = Literal["SAME", "VALID"]
 
 
 class Measured(NamedTuple):
@@ -99,7 +100,7 @@ def fastest_way(
     return min(rows, key=distance).fastest
 
 
-def convolve(x: Any, kernel: Any, strides: int, padding: Literal["SAME", "VALID"], way: Way) -> Any:
+def convolve(x: Any, kernel: Any, strides: int, padding: Padding, way: Way) -> Any:
     """Return `tf.nn.conv2d(x, kernel, strides, padding)`, whose kernel's gradient goes another way.
 
     Args:
@@ -125,7 +126,7 @@ def kernel_gradient(
     dy: Any,
     shape: Sequence[int],
     strides: int,
-    padding: Literal["SAME", "VALID"],
+    padding: Padding,
     way: Way,
 ) -> Any:
     """Return the gradient of a kernel, whose own gradients are convolutions again.
