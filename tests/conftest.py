@@ -1,5 +1,6 @@
 """Settings and data that all tests share."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -25,6 +26,12 @@ def pytest_configure(config):
     if "KRESNET_HOME" not in os.environ:
         home = os.environ["KRESNET_HOME"] = tempfile.mkdtemp(prefix="kresnet-tests-")
         config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+
+
+def pytest_collection_finish():
+    """Take what the libraries loaded out of every later collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_make_scheduler(config, log):

@@ -6,7 +6,6 @@ Runs on any Keras backend. Without `-m slow` it takes one variant of each kind.
 import contextlib
 import csv
 import fcntl
-import gc
 import json
 import os
 import re
@@ -54,8 +53,7 @@ LOOSER = {name: 1e-4 for name in VARIANTS if name.endswith("_bit")}
 def forget():
     """Free each test's models: hundreds of them, some of gigabytes, pass through a process."""
     yield
-    keras.utils.clear_session()
-    gc.collect()
+    keras.utils.clear_session()  # collects garbage, too
 
 
 def marked(names):
