@@ -32,7 +32,7 @@ from kresnet.train.run import Run
 from kresnet.workflow import export_run
 
 SETTINGS = {
-    "variant": "resnet20_cifar",
+    "variant": "resnet8_cifar",
     "weights": None,
     "batch_size": 6,
     "min_area": 0.9,
@@ -98,7 +98,7 @@ def test_it_learns_and_reports_every_image_once(trained):
 def test_the_run_holds_what_it_promises(trained):
     result, _, data = trained
     run = Run.open(result.run)
-    assert run.recipe.variant == "resnet20_cifar"
+    assert run.recipe.variant == "resnet8_cifar"
     assert run.recipe.flip is False  # "left" and "right" are in the class names
     assert {r.split for r in run.index.rows} == {"train", "val", "test"}
     assert run.info["status"] == "complete"
@@ -155,7 +155,7 @@ def test_the_users_folder_is_not_touched(trained, striped):
 def test_the_export_answers_as_the_kept_model_does(trained):
     result, _, _ = trained
     run = Run.open(result.run)
-    model = kresnet.build("resnet20_cifar", num_classes=4, weights=run.weights)
+    model = kresnet.build("resnet8_cifar", num_classes=4, weights=run.weights)
     rows = run.index.rows
     logits = predict_logits(model, rows, run.preprocessing)
     expected = probabilities(logits, run.info["temperature"])
@@ -261,7 +261,7 @@ def export_again(trained, name):
     """Export the trained model under another name."""
     result, folder, _ = trained
     run = Run.open(result.run)
-    model = kresnet.build("resnet20_cifar", num_classes=4, weights=run.weights)
+    model = kresnet.build("resnet8_cifar", num_classes=4, weights=run.weights)
     contract = Contract.load(result.export).model_copy(update={"name": name})
     samples = [Sample(row.path, row.label) for row in run.index.select("val")]
     publish.export(model, contract, folder, samples=samples)
@@ -397,7 +397,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights_bit_for_bit(striped, tmp
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
 def test_the_command_can_be_stopped_and_resumed(striped, tmp_path, kind):
     command = [
-        sys.executable, "-m", "kresnet", "train", striped, "--variant", "resnet20_cifar",
+        sys.executable, "-m", "kresnet", "train", striped, "--variant", "resnet8_cifar",
         "--weights", "none", "--epochs", "30", "--batch-size", "6", "--val", "0.2", "--json",
     ]  # fmt: skip
     process = subprocess.Popen(
@@ -499,7 +499,7 @@ def test_a_published_recipe_trains_random_weights(striped, tmp_path, monkeypatch
     monkeypatch.setattr("kresnet.workflow.job._finish", lambda run, *_: run)
     run = kresnet.fit(
         striped,
-        variant="resnet20_cifar",
+        variant="resnet8_cifar",
         preset="he-cifar",
         batch_size=16,
         out=tmp_path,

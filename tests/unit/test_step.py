@@ -19,7 +19,7 @@ def batch(size=7, seed=0):
 
 
 def stepped(parts, name="sgd", steps=2, **options):
-    model = randomize(build("resnet20_cifar", num_classes=3), seed=1)
+    model = randomize(build("resnet8_cifar", num_classes=3), seed=1)
     freeze_norms(model)
     optimizer = optimizer_for(model, name, weight_decay=1e-3, layer_decay=0.5, clip_norm=1.0)
     step = train_step(model, optimizer, parts=parts, **options)
@@ -35,7 +35,7 @@ def test_parts_make_the_step_of_the_whole_batch(parts, name):
     again, in_parts, optimizer = stepped(parts, name)
     assert losses == pytest.approx(again, rel=1e-5)
     assert int(optimizer.iterations) == 2  # updates, not parts: schedules stay as they are
-    untouched = [v.numpy() for v in randomize(build("resnet20_cifar", num_classes=3), seed=1)
+    untouched = [v.numpy() for v in randomize(build("resnet8_cifar", num_classes=3), seed=1)
                  .trainable_variables]  # fmt: skip
     moved = max(np.abs(a - b).max() for a, b in zip(whole, untouched, strict=True))
     # AdamW's first steps are signs of gradients, so rounding can turn the smallest of them.
@@ -45,7 +45,7 @@ def test_parts_make_the_step_of_the_whole_batch(parts, name):
 
 
 def test_the_loss_is_the_mean_of_weighted_cross_entropies():
-    model = randomize(build("resnet20_cifar", num_classes=3), seed=1)
+    model = randomize(build("resnet8_cifar", num_classes=3), seed=1)
     freeze_norms(model)
     images, targets, weights = batch()
     expected = np.mean(
@@ -58,7 +58,7 @@ def test_the_loss_is_the_mean_of_weighted_cross_entropies():
 
 
 def test_sigmoid_counts_every_class_of_a_mixed_image_as_present():
-    model = randomize(build("resnet20_cifar", num_classes=3), seed=1)
+    model = randomize(build("resnet8_cifar", num_classes=3), seed=1)
     freeze_norms(model)
     images, _, weights = batch(size=2)
     targets = tf.constant([[0.7, 0.3, 0.0], [0.15, 0.0, 0.85]])
@@ -73,7 +73,7 @@ def test_sigmoid_counts_every_class_of_a_mixed_image_as_present():
 
 
 def test_norms_that_learn_take_in_every_part():
-    model = randomize(build("resnet20_cifar", num_classes=3), seed=1)
+    model = randomize(build("resnet8_cifar", num_classes=3), seed=1)
     optimizer = optimizer_for(model, "sgd", weight_decay=0.0, layer_decay=1.0, clip_norm=None)
     norm = model.get_layer("stem_conv")
     images, targets, weights = batch(size=6)
@@ -88,7 +88,7 @@ def test_norms_that_learn_take_in_every_part():
 def test_parts_with_norms_that_learn_and_branches_that_drop_come_one_after_the_other():
     """Each part has its own statistics and its own draws; the update is of the sum."""
     model, other = (
-        randomize(build("resnet20_cifar", num_classes=3, drop_path_rate=0.5, drop_rate=0.3), 1)
+        randomize(build("resnet8_cifar", num_classes=3, drop_path_rate=0.5, drop_rate=0.3), 1)
         for _ in range(2)
     )
     for mine, theirs in zip(model.variables, other.variables, strict=True):
