@@ -2,8 +2,10 @@
 
 import gc
 import os
+import random
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 # Before TensorFlow is imported, by whichever test comes first.
@@ -19,13 +21,38 @@ from PIL import Image
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TOGETHER = ("e2e", "parity", "property")
+BEGUN = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="start no test after so long: those that are left are skipped, and counted",
+    )
+    parser.addoption(
+        "--shuffle",
+        metavar="SEED",
+        help="an order of its own for each seed, so that --minutes does not always leave out the "
+        "same tests",
+    )
 
 
 def pytest_configure(config):
     """Keep what tests cache out of the user's home; processes that they start inherit it."""
+    config.stash[BEGUN] = time.monotonic()
     if "KRESNET_HOME" not in os.environ:
         home = os.environ["KRESNET_HOME"] = tempfile.mkdtemp(prefix="kresnet-tests-")
         config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Shuffle what is asked for; of the hundreds of variants all come last."""
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        place = {item: random.Random(f"{seed} {scope_of(item.nodeid)}").random() for item in items}
+        items.sort(key=lambda item: ("tests/zoo" in item.nodeid, place[item]))
 
 
 def pytest_collection_finish():
@@ -34,17 +61,28 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and time.monotonic() - item.config.stash[BEGUN] > 60 * minutes:
+        pytest.skip("the time that --minutes gives was up")
+
+
+def scope_of(nodeid):
+    """Name what stays on one process: tests that share a server, a browser or a trained model."""
+    _, folder, file, *_ = nodeid.partition("::")[0].split("/")
+    if folder == "browser":
+        return folder
+    shares = folder in TOGETHER or file.startswith(("test_serve", "test_export"))
+    return file if shares else nodeid
+
+
 def pytest_xdist_make_scheduler(config, log):
-    """Keep tests that share a server, a browser or a trained model on one process."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            _, folder, file, *_ = nodeid.partition("::")[0].split("/")
-            if folder == "browser":
-                return folder
-            shares = folder in TOGETHER or file.startswith(("test_serve", "test_export"))
-            return file if shares else nodeid
+            return scope_of(nodeid)
 
     return Scheduling(config, log)
 
