@@ -37,6 +37,7 @@ def check(result, kills):
     assert any(".partial" in moment for moment in result["moments"])  # a half-written state
 
 
+@pytest.mark.slow
 def test_three_kills_change_no_bit(tmp_path):
     quick = {"image_size": 32, "progressive": 0.0, "norms": "frozen"}
     check(killed(tmp_path, 3, seed=1, **quick), 3)

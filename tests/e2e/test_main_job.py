@@ -222,6 +222,7 @@ def test_predict_prints_a_label_for_each_photo_from_the_export_alone(trained, tm
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_evaluate_scores_the_export_on_labelled_images(trained, tmp_path):
     result, folder, data = trained
     done = kresnet_command(
@@ -267,6 +268,7 @@ def export_again(trained, name):
     publish.export(model, contract, folder, samples=samples)
 
 
+@pytest.mark.slow
 def test_an_export_that_disagrees_is_not_published(trained, monkeypatch):
     right = saved_model.fold
 
@@ -282,6 +284,7 @@ def test_an_export_that_disagrees_is_not_published(trained, monkeypatch):
     assert not list((trained[1] / "broken").iterdir())
 
 
+@pytest.mark.slow
 def test_wrong_pixels_are_caught_by_the_check(trained, monkeypatch):
     original = servable.pixels.prepare
 
@@ -297,6 +300,7 @@ def test_wrong_pixels_are_caught_by_the_check(trained, monkeypatch):
         export_again(trained, "skewed")
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_again_by_command(trained, tmp_path):
     pytest.importorskip("tf2onnx")
     pytest.importorskip("onnxruntime")
@@ -367,6 +371,7 @@ class Stopping(Console):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_weights_bit_for_bit(striped, tmp_path):
     settings = SETTINGS | {"epochs": 3, "drop_path_rate": 0.2, "drop_rate": 0.1}
     whole = fit(striped, tmp_path / "whole", **settings)

@@ -100,6 +100,7 @@ def test_growing_images_are_fed_in_their_sizes(begin, monkeypatch):
     assert trained.preprocessing.image_size == 64
 
 
+@pytest.mark.slow
 def test_a_soup_is_kept_only_where_it_validates_better(begin, monkeypatch):
     """Of the scripted scores, two make a soup that is better, or three that are not."""
     script = [0.5, 0.4, 0.7, 0.3, 0.6, 0.2, 0.1, 0.1]  # epochs and their averages

@@ -566,6 +566,7 @@ def patient(home):
         yield server
 
 
+@pytest.mark.slow
 def test_slow_clients_do_not_hold_up_others_and_are_cut_off(patient, images):
     address = ("127.0.0.1", int(patient.url.rsplit(":", 1)[1]))
     with contextlib.ExitStack() as stack:
@@ -685,6 +686,7 @@ def swapping(tmp_path_factory):
         yield server, home
 
 
+@pytest.mark.slow
 def test_versions_swap_under_load_without_a_failed_request(swapping, images):
     server, home = swapping
     with Load(server, images) as load:
@@ -753,6 +755,7 @@ def guarded(home, tmp_path_factory):
         yield server
 
 
+@pytest.mark.slow
 def test_a_token_is_asked_for_everywhere_but_at_the_probes(guarded, images):
     url = guarded.url.replace("0.0.0.0", "127.0.0.1")
     paths = ("/v1/models/photos", "/v1/models/photos/metadata", "/v2/models/photos", "/metrics")
@@ -779,6 +782,7 @@ def test_a_token_is_asked_for_everywhere_but_at_the_probes(guarded, images):
     assert "s3cret" not in json.dumps(guarded.log)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(guarded):
     guarded.process.terminate()
     guarded.wait_for("stopping")

@@ -299,6 +299,7 @@ def test_the_warm_up_is_played(server, export):
     assert int(found[1]) == count > 0
 
 
+@pytest.mark.slow
 def test_a_new_version_takes_over(server, export, images):  # the last test: it changes the export
     if not (export / "2").exists():
         serving.write_export(export / "2", seed=2)

@@ -115,6 +115,7 @@ def test_weights_averages_and_seeds_resume_bit_for_bit(begun):
     assert any("average_" in name for name in final_state(run)[0])
 
 
+@pytest.mark.slow
 def test_an_early_stop_keeps_the_average_that_was_best(begun):
     """Keras' SwapEMAWeights ends on the raw weights here, use_ema saves them all along."""
     judge = Scripted([0.5, 0.75, 0.6, 0.6, 0.5, 0.5])
@@ -131,6 +132,7 @@ def test_an_early_stop_keeps_the_average_that_was_best(begun):
         assert not np.array_equal(raw, average), trained.model.variables[k].path
 
 
+@pytest.mark.slow
 def test_patience_is_with_the_stage_and_not_with_what_came_before_it(begun):
     """A fine-tuning that is still below its probe, and gets better, is not at its end."""
     run = begun(judge=Scripted([0.3, 0.1, 0.4, 0.1, 0.5, 0.1, 0.6, 0.1]), epochs=4, patience=1)
@@ -179,6 +181,7 @@ def broken(monkeypatch, fault):
     return made
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_what_is_computed_at_a_time_and_changes_nothing(begun, monkeypatch):
     expected = begun("expected", accumulate=4, epochs=1, budget_s=1e6)
     train(expected, Saying())
@@ -257,6 +260,7 @@ def test_weights_that_are_not_finite_are_never_saved(begun, monkeypatch):
     assert all(np.isfinite(v).all() for v in final_state(run)[0].values())
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(begun, monkeypatch):
     whole = begun("whole")
     train(whole, Saying())

@@ -110,6 +110,7 @@ def metrics(directory):
         return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_a_promoted_trial_is_the_one_that_was_never_paused(digits, images):
     """Optimizer, average, order of the images and learning rate go on; nothing begins anew."""
     recipe = recipe_of(digits)
@@ -146,6 +147,7 @@ def test_a_promoted_trial_is_the_one_that_was_never_paused(digits, images):
     assert metrics(first.directory) == rows[:1]
 
 
+@pytest.mark.slow
 def test_trials_share_the_probe_and_are_scored_by_what_they_trained(digits, images, weights):
     recipe = recipe_of(digits, weights, epochs=1, lr=1e-6, ema=0.0)
     one, other = (job_of(rerun(recipe, {"lr": lr}), images, k) for k, lr in ((0, 1e-6), (1, 1e-5)))
@@ -163,7 +165,14 @@ def test_trials_share_the_probe_and_are_scored_by_what_they_trained(digits, imag
     assert first.loss != second.loss
 
 
-@pytest.mark.parametrize(("views", "number"), [("center", 1), ("mirror", 2), ("crops", 6)])
+@pytest.mark.parametrize(
+    ("views", "number"),
+    [
+        ("center", 1),
+        pytest.param("mirror", 2, marks=pytest.mark.slow),
+        pytest.param("crops", 6, marks=pytest.mark.slow),
+    ],
+)
 def test_a_head_that_is_searched_for_scores_as_the_probe_of_a_training(
     digits, images, weights, views, number
 ):
@@ -229,6 +238,7 @@ class Here:
         pass
 
 
+@pytest.mark.slow
 def test_a_search_from_images_to_the_export(tmp_path, digits):
     pytest.importorskip("keras_tuner")
     from kresnet.tune.job import resume_study, tune

@@ -280,6 +280,7 @@ def test_folded_norms_are_no_statistics_to_learn_from(folded):
     assert np.abs(far - before).max() > 0.1 * np.abs(before).max()
 
 
+@pytest.mark.slow
 def test_starting_weights_are_checked_by_their_features(folded, striped, tmp_path):
     import keras
 
@@ -296,7 +297,9 @@ def test_starting_weights_are_checked_by_their_features(folded, striped, tmp_pat
         checking.check(str(tmp_path), base.predict_on_batch(images))
 
 
-@pytest.mark.parametrize("variant", ["resnet18", "resnet50_v1"])
+@pytest.mark.parametrize(
+    "variant", ["resnet18", pytest.param("resnet50_v1", marks=pytest.mark.slow)]
+)
 def test_torch_networks_have_our_features(variant, striped, tmp_path, torchvision_models):
     from kresnet.bench.accuracy import torch_parts
 

@@ -153,6 +153,7 @@ print(json.dumps([peak() - idle, report.images]))
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_small_with_many_threads(zoo, tmp_path):
     """Beside the zoo, images that are just small enough, of which two do not fit."""
     root, _, odd, _ = zoo

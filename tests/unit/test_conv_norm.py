@@ -192,7 +192,9 @@ def test_an_even_kernel_is_refused():
         ConvNorm(4, 2)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50_v1", "resnet20_cifar"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet20_cifar", pytest.param("resnet50_v1", marks=pytest.mark.slow)]
+)
 def test_rewritten_models_compute_the_same(name, tmp_path):
     model = randomize(build(name, num_classes=7, drop_path_rate=0.1, drop_rate=0.1))
     x = images(2, 64)

@@ -203,6 +203,7 @@ def test_a_stage_that_is_not_there_is_told_at_once(index):
         estimated(recipe(train_from=7), index)
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing_of_the_training(index, tmp_path):
     """Keras' and TensorFlow's seeds and names must be what they are without it."""
     digests = []

@@ -43,7 +43,13 @@ def files(samples, tmp_path):
     return publish.Files(model, contract, tmp_path, reference, tuple(samples), lambda _: None)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("keras", "onnx") else pytest.param(name, marks=pytest.mark.slow)
+        for name in FORMATS
+    ],
+)
 def test_every_format_answers_as_the_keras_model(files, name):
     for module in FORMATS[name].modules:
         pytest.importorskip(module)

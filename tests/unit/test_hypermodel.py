@@ -66,6 +66,7 @@ def seen():
     return Seen()
 
 
+@pytest.mark.slow
 def test_a_tuner_of_keras_tuner_searches_it(digits, tmp_path, seen):
     model = hypermodel(digits)
     tuner = keras_tuner.RandomSearch(

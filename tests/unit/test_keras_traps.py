@@ -243,6 +243,7 @@ def second_stage_after_a_resume(folder):
     return fit(model, 5)
 
 
+@pytest.mark.slow
 def test_s1_no_epoch_is_left_out_after_a_resume(tmp_path, whole, resumed):
     assert second_stage_after_a_resume(tmp_path) != list(range(5))
 
@@ -259,6 +260,7 @@ def third_start_after_two_crashes(folder):
     return json.loads((folder / "training_metadata.json").read_text())["epoch"]
 
 
+@pytest.mark.slow
 def test_s2_a_second_crash_in_an_epoch_goes_on_from_there(tmp_path, whole, resumed):
     assert third_start_after_two_crashes(tmp_path) < 3
 
@@ -329,6 +331,7 @@ def rate_after_promotion(folder):
     return float(model.optimizer.learning_rate), wanted
 
 
+@pytest.mark.slow
 def test_s4_the_rate_follows_from_the_place_in_the_training_alone(tmp_path, begin, whole, resumed):
     rate, wanted = rate_after_promotion(tmp_path)
     assert wanted == pytest.approx(0.1)
@@ -413,6 +416,7 @@ def in_one_fit_and_in_one_an_epoch():
     return ends
 
 
+@pytest.mark.slow
 def test_s14_stopping_between_epochs_trains_the_same(whole, resumed):
     assert not same(*in_one_fit_and_in_one_an_epoch())
 

@@ -131,6 +131,7 @@ def test_a_rate_is_found_on_digits_and_nothing_else_is_left(digits, shared, tmp_
     assert sha256(weights.read_bytes()).hexdigest() == before
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_json_value_and_ctrl_c_leaves_nothing(
     digits, tmp_path, monkeypatch, capsys
 ):

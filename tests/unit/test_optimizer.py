@@ -89,7 +89,9 @@ TWINS = {
 }
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize(
+    "name", ["adam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "rmsprop"))]
+)
 def test_without_groups_they_are_keras_own(model, name):
     ours = optimizer_for(model, name, **OPTIONS)
     twin = keras.models.clone_model(model)

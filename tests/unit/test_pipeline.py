@@ -173,6 +173,7 @@ def taken(data, count, start=0):
     return list(islice(data.batches(start), count))
 
 
+@pytest.mark.slow
 def test_with_everything_on_batches_come_again_and_resume(rows, tmp_path):
     whole = taken(training(rows, **EVERYTHING), 8)
     assert_same(whole[5:], taken(training(rows, **EVERYTHING), 3, start=5))
@@ -185,7 +186,10 @@ def test_with_everything_on_batches_come_again_and_resume(rows, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "workers"),
-    [({"batch_size": 4, "mixup": 1.0}, 2), (EVERYTHING | {"batch_size": 10}, 3)],
+    [
+        ({"batch_size": 4, "mixup": 1.0}, 2),
+        pytest.param(EVERYTHING | {"batch_size": 10}, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_slices_of_workers_make_up_the_batches_of_one(rows, options, workers):
     whole = taken(training(rows, **options), 6)
@@ -205,7 +209,7 @@ def test_too_many_workers_or_broken_repeats_are_named(rows):
         training(rows, repeats=3)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)] + [3])
 def test_workers_score_every_image_once(rows, workers):
     parts = [
         collected(evaluation_batches(rows, SMALL, batch_size=3, worker=(k, workers)))
@@ -306,7 +310,12 @@ REASONS = {
 
 
 @pytest.mark.parametrize(
-    ("how", "cache"), [("deleted", "none"), ("truncated", "memory"), ("replaced", "none")]
+    ("how", "cache"),
+    [
+        pytest.param("deleted", "none", marks=pytest.mark.slow),
+        ("truncated", "memory"),
+        pytest.param("replaced", "none", marks=pytest.mark.slow),
+    ],
 )
 def test_a_lost_image_is_named_and_the_next_takes_its_place(own_rows, how, cache):
     whole = taken(training(own_rows), 8)
@@ -333,6 +342,7 @@ def test_a_lost_image_is_named_and_the_next_takes_its_place(own_rows, how, cache
     assert len(told) == 2
 
 
+@pytest.mark.slow
 def test_an_image_lost_on_the_way_leaves_the_batches_before_it_alone(own_rows):
     options = {"batch_size": 2, "max_bad": 0.2}
     whole = taken(training(own_rows, **options), 12)

@@ -151,7 +151,9 @@ def test_views_are_crops_and_mirror_images_where_those_are_as_good():
     assert views_of("crops", flip=True)[0] == View()
 
 
-@pytest.mark.parametrize("crop_pct", [0.875, 0.95, 1.0])
+@pytest.mark.parametrize(
+    "crop_pct", [0.875, *(pytest.param(part, marks=pytest.mark.slow) for part in (0.95, 1.0))]
+)
 def test_a_view_is_the_evaluation_of_another_part(tmp_path, crop_pct):
     from PIL import Image
 

@@ -133,6 +133,7 @@ def test_a_runtime_that_disagrees_is_not_taken_however_fast(home, monkeypatch):
     assert chosen.name == "tensorflow: saved_model"
 
 
+@pytest.mark.slow
 def test_a_file_without_the_inner_tensor_is_passed_over(home, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("tf2onnx")
@@ -151,6 +152,7 @@ def test_a_file_without_the_inner_tensor_is_passed_over(home, tmp_path):
         choose.open_runtime(copy, runtime="onnxruntime", tolerance=1e-3)
 
 
+@pytest.mark.slow
 def test_other_weights_are_told_by_the_golden_images(home, images, whole, tmp_path):
     copy = tmp_path / "photos" / "1"
     shutil.copytree(home / "1", copy)

@@ -142,6 +142,7 @@ def test_tensorboard_shows_numbers_pictures_and_the_network(begun, shown, networ
     assert say.lines[0].startswith(f"tracker tensorboard --logdir {run.path / 'tensorboard'}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 7])
 def test_epochs_done_again_after_a_kill_come_once(begun, shown, cut):
     run = begun("tensorboard")
@@ -158,6 +159,7 @@ def test_epochs_done_again_after_a_kill_come_once(begun, shown, cut):
     assert pictures["first batch"] == 1
 
 
+@pytest.mark.slow
 def test_epochs_that_are_others_after_a_trouble_replace_the_first(begun, shown):
     run = begun("tensorboard")
     before, after = rows(3, seed=0), rows(3, seed=1)
@@ -223,6 +225,7 @@ def test_mlflow_keeps_settings_numbers_and_files(begun, store, network):
     assert line.startswith(f"tracker mlflow run {found.info.run_id} at sqlite:///")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_resumed_run_is_the_same_run_of_mlflow(begun, store, monkeypatch):
     run, say = begun("mlflow"), Saying()
@@ -312,6 +315,7 @@ class Stopping(Console):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_and_resumed_is_told_whole(begun, shown, monkeypatch):
     class Judging:
         def __call__(self, *model):

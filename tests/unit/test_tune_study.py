@@ -275,6 +275,7 @@ def test_one_process_at_a_time(tmp_path):
     assert [t.status for t in ledger.trials()] == ["done"] * 3
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_search_stays_flat(tmp_path):
     ledger = new_study(tmp_path, trials=25)
     Study(ledger, Instant()).search()
