@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kresnet.cli.options import Json
+from kresnet.cli.options import Json, KnownVariant
 from kresnet.cli.output import print_json
 from kresnet.errors import ConfigError
 
@@ -22,7 +22,6 @@ Against = Annotated[
     str,
     typer.Option(help="Of keras, keras_hub, torchvision, timm, onnxruntime, openvino."),
 ]
-Variant = Annotated[str, typer.Option(help="A name that `kresnet zoo list` prints.")]
 Weights = Annotated[str, typer.Option(help="Checkpoint or tag; random weights without it.")]
 ImageSize = Annotated[int, typer.Option(min=32, help="Side of the model input in pixels.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images of a batch.")]
@@ -44,7 +43,7 @@ def add_to(app: typer.Typer) -> None:
 
 def train(
     against: Against = _ALL,
-    variant: Variant = "resnet50",
+    variant: KnownVariant = "resnet50",
     image_size: ImageSize = 224,
     batch: Batch = 32,
     rounds: Rounds = 7,
@@ -66,7 +65,7 @@ def train(
 
 def infer(
     against: Against = _ALL,
-    variant: Variant = "resnet50",
+    variant: KnownVariant = "resnet50",
     weights: Weights = "",
     image_size: ImageSize = 224,
     batch: Batch = 32,
@@ -113,7 +112,7 @@ def input_(
 def probe(
     data: Photos,
     against: Against = _ALL,
-    variant: Variant = "resnet50",
+    variant: KnownVariant = "resnet50",
     weights: Weights = "",
     image_size: ImageSize = 224,
     batch: Batch = 32,
@@ -141,7 +140,7 @@ def probe(
 def coldstart(
     export: Export = "",
     against: Against = _ALL,
-    variant: Variant = "resnet50",
+    variant: KnownVariant = "resnet50",
     image_size: ImageSize = 224,
     rounds: Rounds = 7,
     as_json: Json = False,
@@ -159,7 +158,7 @@ def coldstart(
 
 
 def growth(
-    variant: Variant = "resnet50",
+    variant: KnownVariant = "resnet50",
     batch: Batch = 32,
     rows: Numbers = "1000,10000,100000",
     sides: Numbers = "96,160,224,288",
