@@ -82,7 +82,10 @@ def test_infer(tmp_path):
         assert len(group["rows"]) == 5
         for row in group["rows"]:
             assert row["failed"] is None
-            assert row["facts"]["differs_by"] < 0.02  # bfloat16 has 8 bits
+            # OpenVINO may compute in bfloat16, others do where it is faster; other weights would
+            # differ by more.
+            exact = "OpenVINO" not in row["name"] and "bfloat16" not in row["setting"]
+            assert row["facts"]["differs_by"] < (1e-4 if exact else 0.1)
 
 
 def test_input(striped, tmp_path):
