@@ -48,7 +48,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Shuffle what is asked for; of the hundreds of variants all come last."""
+    """Give slow tests more time; shuffle if asked to, the hundreds of variants behind all else."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
     seed = config.getoption("--shuffle")
     if seed is not None:
         place = {item: random.Random(f"{seed} {scope_of(item.nodeid)}").random() for item in items}
