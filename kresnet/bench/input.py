@@ -9,8 +9,9 @@ time is of all threads, and other work on the machine changes it less.
 
 The stages are those of training, each with all before it: reading, decoding, the random crop, the
 whole stream. "kept" has the decoded images in memory. Keras' own is `image_dataset_from_directory`
-with layers for the same job: mirror, brightness, contrast, scaling. It squeezes every image to the
-size of the input and takes no crops, which is less work.
+with two sets of layers: those of its guides (mirror, brightness, contrast, scaling), which squeeze
+every image to the size of the input and take no crops, and those that come nearest to ours (a
+random zoom into the middle, mirror, and brightness, contrast and saturation).
 """
 
 from __future__ import annotations
@@ -90,8 +91,10 @@ def contenders(
     yield "rand, kept", own(Augmentation("rand"), "memory")
     yield "light, mixup and cutmix, kept", own(Augmentation(mixup=0.2, cutmix=1.0), "memory")
     yield "light, erasing, kept", own(Augmentation(erase=0.5), "memory")
-    for name, is_kept in (("Keras", False), ("Keras, kept", True)):
-        yield name, of_keras(folder, image_size, batch_size, is_kept=is_kept)
+    for is_kept in (False, True):
+        for zoomed in (False, True):
+            name = f"Keras{', zoom and saturation' * zoomed}{', kept' * is_kept}"
+            yield name, of_keras(folder, image_size, batch_size, is_kept=is_kept, zoomed=zoomed)
 
 
 def ours(
@@ -136,14 +139,38 @@ def _stages(image_size: int) -> dict[str, Any]:
     return {"read": read, "and decode": decode, "and crop": crop}
 
 
-def of_keras(folder: Path, image_size: int, batch_size: int, *, is_kept: bool) -> Start:
-    """Return what begins the usual stream of Keras, with all images in memory if they are kept."""
-    layers = [
-        keras.layers.RandomFlip("horizontal", seed=1),
-        keras.layers.RandomBrightness(0.2, seed=2),
-        keras.layers.RandomContrast(0.2, seed=3),
-        keras.layers.Rescaling(1 / 255),
-    ]
+def of_keras(
+    folder: Path, image_size: int, batch_size: int, *, is_kept: bool, zoomed: bool
+) -> Start:
+    """Return what begins a stream of Keras' own.
+
+    Args:
+        folder: Of the images.
+        image_size: Side of the model input in pixels.
+        batch_size: Images of a batch.
+        is_kept: Have all images in memory.
+        zoomed: Zoom into the middle, and change the saturation, too.
+    """
+    if zoomed:
+        layers = [
+            keras.layers.RandomZoom((-0.4, 0.0), seed=1),  # 0.6 of a side is 0.36 of the area
+            keras.layers.RandomFlip("horizontal", seed=2),
+            keras.layers.RandomColorJitter(
+                (0, 255),
+                brightness_factor=0.2,
+                contrast_factor=0.2,
+                saturation_factor=0.2,
+                seed=3,
+            ),
+            keras.layers.Rescaling(1 / 255),
+        ]
+    else:
+        layers = [
+            keras.layers.RandomFlip("horizontal", seed=1),
+            keras.layers.RandomBrightness(0.2, seed=2),
+            keras.layers.RandomContrast(0.2, seed=3),
+            keras.layers.Rescaling(1 / 255),
+        ]
 
     def augmented(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         for layer in layers:
@@ -154,6 +181,7 @@ def of_keras(folder: Path, image_size: int, batch_size: int, *, is_kept: bool) -
         folder,
         image_size=(image_size, image_size),
         batch_size=None,
+        crop_to_aspect_ratio=zoomed,
         shuffle=False,
         seed=0,
         verbose=False,

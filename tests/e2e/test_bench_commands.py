@@ -93,8 +93,8 @@ def test_input(striped, tmp_path):
     groups, _ = measured(
         "input", tmp_path, data=str(striped), against=("keras", "timm", "torchvision")
     )
-    assert [len(group["rows"]) for group in groups] == [4, 2]
-    assert [row["failed"] for row in groups[0]["rows"][:3]] == [None] * 3
+    assert [len(group["rows"]) for group in groups] == [5, 3]
+    assert [row["failed"] for row in groups[0]["rows"][:4]] == [None] * 4
 
 
 def test_probe(striped, tmp_path):

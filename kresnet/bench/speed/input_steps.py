@@ -34,11 +34,14 @@ def kresnet(*, folder: str, image_size: int, batch: int, batches: int, kept: boo
     return _stream(start(), batches)
 
 
-def keras(*, folder: str, image_size: int, batch: int, batches: int, kept: bool) -> Work:
-    """Make batches as the guides of Keras do."""
+def keras(
+    *, folder: str, image_size: int, batch: int, batches: int, kept: bool, zoomed: bool
+) -> Work:
+    """Make batches with layers of Keras, those of its guides or those that come nearest to ours."""
     from kresnet.bench.input import of_keras
 
-    return _stream(of_keras(Path(folder), image_size, batch, is_kept=kept)(), batches)
+    start = of_keras(Path(folder), image_size, batch, is_kept=kept, zoomed=zoomed)
+    return _stream(start(), batches)
 
 
 def torchvision(*, folder: str, image_size: int, batch: int, batches: int, v2: bool) -> Work:
