@@ -243,6 +243,7 @@ def test_a_second_run_is_a_second_version(trained):
     assert latest_version(result.export.parent) == again.export
 
 
+@pytest.mark.slow
 def test_pretrained_weights_are_probed_and_their_statistics_never_move(trained, tmp_path):
     result, _, data = trained
     again = fit(data, tmp_path, weights=str(Run.open(result.run).weights), epochs=2)

@@ -80,6 +80,7 @@ class Dreaming(Judge):
         return Score(min(0.5 + GAIN.get(self._size, 0.0), 1.0), score.loss)
 
 
+@pytest.mark.slow
 def test_growing_images_are_fed_in_their_sizes(begin, monkeypatch):
     original, fed = loop.train_step, []
 

@@ -728,6 +728,7 @@ def test_versions_swap_under_load_without_a_failed_request(swapping, images):
     assert set(load.versions) == {1, 2, 4}
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_answers_what_was_accepted(swapping, images):
     """Every request is answered, or refused in words; no connection breaks."""
     server, _ = swapping

@@ -145,6 +145,7 @@ def test_frozen_norms_keep_their_statistics_under_fit_and_early_layers_learn_slo
     assert 0 < max(first) < min(last)
 
 
+@pytest.mark.slow
 def test_a_pretrained_network_starts_with_the_head_of_the_probe(digits, tmp_path):
     network = kresnet.build("resnet8_cifar", num_classes=3, input_shape=(32, 32))
     from safetensors.numpy import save_file

@@ -363,6 +363,7 @@ def ends_on_the_average():
     return not near(weights(model), raw[-1])
 
 
+@pytest.mark.slow
 def test_s5_an_early_stop_ends_on_the_average(stopped_early):
     assert ends_on_the_average() is False
 

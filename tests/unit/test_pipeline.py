@@ -232,6 +232,7 @@ def test_repeats_are_other_views_of_the_same_images_apart_from_each_other(rows):
     assert training(rows, repeats=2, batch_size=10).steps == 2
 
 
+@pytest.mark.slow
 def test_one_partial_read_is_one_image(tmp_path, rows):
     """Images that lie inside of a larger file, as in a tar or a shard."""
     contents = [Path(row.path).read_bytes() for row in rows]

@@ -100,6 +100,7 @@ class Wrong:
         return scores
 
 
+@pytest.mark.slow
 def test_a_runtime_that_disagrees_is_not_taken_however_fast(home, monkeypatch):
     pytest.importorskip("onnx")
     pytest.importorskip("tf2onnx")

@@ -105,6 +105,7 @@ def test_what_hangs_is_ended_with_its_children(tmp_path):
     executor.close()
 
 
+@pytest.mark.slow
 def test_what_waits_for_ever_is_ended_and_what_computes_is_not(tmp_path):
     executor = Local(1, command=command(tmp_path, "import time; time.sleep(600)"), idle_s=2.0)
     outcome = wait(executor.start(job(tmp_path)))

@@ -44,8 +44,8 @@ TYPICAL = (
     *("resnet18", "resnet50_gn", "resnext50_32x4d", "seresnet18", "skresnet18", "resnest14d"),
     *("resnetblur18", "resnetv2_18d", "resnetv2_50x1_bit", "resnet20_cifar", "wrn16_8_cifar"),
 )
-# Of these, too, gradients, rewriting and saving: plain, split, selected, norms before activations.
-FEWER = ("resnet18", "resnest14d", "skresnet18", "resnetv2_18d")
+# Of these, too, gradients, rewriting and saving: plain, split, with norms before activations.
+FEWER = ("resnet18", "resnest14d", "resnetv2_18d")
 # Standardised kernels cannot be damped, so errors of rounding grow as they do in torch's own
 # float32; these reach the bound's order at 50 layers.
 LOOSER = {name: 1e-4 for name in VARIANTS if name.endswith("_bit")}
