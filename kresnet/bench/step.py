@@ -1,11 +1,11 @@
-"""Time a training step as it runs here and as it is written, in turns in one process.
+"""Time a training step as it runs here, as it is written, and in float32, in turns in one process.
 
     python -m kresnet.bench.step --norms frozen
     python -m kresnet.bench.step --norms trainable
 
-Both steps train the same model on the same random images; they differ in what `kresnet.zoo` does
-another way on processors, and that is in bfloat16 alone. Printed are the medians and quartiles of
-images a second, and the ratio of the times of neighbouring steps.
+The first two are in bfloat16 and differ in what `kresnet.zoo` does another way on processors, which
+is in bfloat16 alone. Printed are the medians and quartiles of images a second, and the ratio of the
+times of neighbouring steps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import time
 from contextlib import nullcontext
 from statistics import median, quantiles
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import tensorflow as tf
@@ -44,25 +44,29 @@ def main() -> None:
     print(f"{processor()}, {cores()} cores, TensorFlow {tf.__version__}")
     print(
         f"{options.variant}, norms {options.norms}, {options.image_size} px, "
-        f"{options.batch_size} images, bfloat16\n"
+        f"{options.batch_size} images\n"
     )
+    batch = _batch(options.batch_size, options.image_size)
+    steps = {}
+    for name in ("as written", "as run", "float32"):
+        steps[name] = _step(options, "float32" if name == "float32" else "bfloat16")
+        with as_written(*options.part or ()) if name == "as written" else nullcontext():
+            steps[name](*batch)  # traces
+    print(table(timed(steps, batch, options.turns), options.batch_size))
+
+
+def _step(options: argparse.Namespace, precision: Literal["float32", "bfloat16"]) -> Step:
     model = build(
         options.variant,
         num_classes=_CLASSES,
         input_shape=(options.image_size, options.image_size),
-        dtype=policy_name("bfloat16"),
+        dtype=policy_name(precision),
     )
     if options.norms == "frozen":
         freeze_norms(model)
     optimizer = optimizer_for(model, "adamw", weight_decay=1e-2, layer_decay=1.0, clip_norm=1.0)
     optimizer.learning_rate = 1e-5
-    batch = _batch(options.batch_size, options.image_size)
-    steps = {}
-    for name in ("as written", "as run"):
-        steps[name] = train_step(model, optimizer)
-        with as_written(*options.part or ()) if name == "as written" else nullcontext():
-            steps[name](*batch)  # traces
-    print(table(timed(steps, batch, options.turns), options.batch_size))
+    return train_step(model, optimizer)
 
 
 def _batch(size: int, side: int) -> tuple[tf.Tensor, ...]:

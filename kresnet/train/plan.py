@@ -369,7 +369,7 @@ def _why_size(image_size: int, side: int | None) -> str:
 def _why_precision(found: str) -> str:
     where = "the GPU" if has_gpu() else "the processor"
     if found == "float32":
-        return f"{where} computes nothing shorter in hardware"
+        return f"{where} computes nothing shorter faster"
     return f"{where} computes it in hardware; variables stay float32"
 
 
