@@ -36,7 +36,16 @@ class Answering(Protocol):
     contract: Contract
 
     def check_mirrors(self) -> None:
-        """Refuse to average over mirror images where these may be of another class."""
+        """Refuse to average over mirror images where these may be of another class.
+
+        Raises:
+            ConfigError: The export's training did not mirror.
+        """
+        if not self.contract.mirrored:
+            raise ConfigError(
+                "Averaging over mirror images needs an export whose training mirrored. Received: "
+                f"{self.contract.name!r}, which may tell left from right. Leave out --tta."
+            )
 
     def answer_files(
         self,
@@ -54,19 +63,6 @@ def named(scores: np.ndarray, contract: Contract) -> Answer:
     best = contract.classes[int(scores.argmax())]
     unsure = bool(scores.max() < (contract.threshold or 0.0))
     return Answer(best, by_name[best], by_name, unsure)
-
-
-def check_mirrors(contract: Contract) -> None:
-    """Refuse to average over mirror images where these may be of another class.
-
-    Raises:
-        ConfigError: The export's training did not mirror.
-    """
-    if not contract.mirrored:
-        raise ConfigError(
-            "Averaging over mirror images needs an export whose training mirrored. Received: "
-            f"{contract.name!r}, which may tell left from right. Leave out --tta."
-        )
 
 
 def read_image(path: str | Path) -> bytes:

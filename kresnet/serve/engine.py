@@ -12,10 +12,10 @@ from kresnet.data import pixels
 from kresnet.errors import ExportError
 from kresnet.export.contract import Contract
 from kresnet.serve.answer import Answer as Answer
-from kresnet.serve.answer import check_mirrors, named, read_image
+from kresnet.serve.answer import Answering, named, read_image
 
 
-class Engine:
+class Engine(Answering):
     """Answers with an export; neither Keras nor the training code takes part.
 
     Args:
@@ -37,14 +37,6 @@ class Engine:
             raise ExportError(
                 f"The export must load. Received: {directory} ({reason}). Export again."
             ) from None
-
-    def check_mirrors(self) -> None:
-        """Refuse to average over mirror images where these may be of another class.
-
-        Raises:
-            ConfigError: The export's training did not mirror.
-        """
-        check_mirrors(self.contract)
 
     def answer_files(
         self,

@@ -19,7 +19,7 @@ from kresnet.data import light
 from kresnet.errors import ConfigError, ExportError, ResourceError
 from kresnet.export.contract import Contract
 from kresnet.machine import cores
-from kresnet.serve.answer import Answer, Answering, check_mirrors, named, read_image
+from kresnet.serve.answer import Answer, Answering, named, read_image
 
 Runtime = Literal["auto", "tensorflow", "onnxruntime", "openvino"]
 
@@ -92,7 +92,7 @@ def _obstacle(directory: Path, contract: Contract, runtime: str) -> str:
     return "" if check.input == "pixels" else f"whose takes {check.input}"
 
 
-class QuickEngine:
+class QuickEngine(Answering):
     """Answers with a file of an export that takes pixels.
 
     Attributes:
@@ -128,14 +128,6 @@ class QuickEngine:
                 f"The file must load in its runtime. Received: {path} ({reason}). Export again, or "
                 "take --runtime tensorflow."
             ) from None
-
-    def check_mirrors(self) -> None:
-        """Refuse to average over mirror images where these may be of another class.
-
-        Raises:
-            ConfigError: The export's training did not mirror.
-        """
-        check_mirrors(self.contract)
 
     def answer_files(
         self,
