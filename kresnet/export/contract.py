@@ -12,6 +12,13 @@ from kresnet.zoo import Preprocessing
 
 CONTRACT_FILE: Final = Path("assets.extra") / "kresnet.json"
 
+TOLERANCE: Final = 1e-4
+"""Largest difference of a probability that still counts as agreement.
+
+Folding and other kernels move a float32 probability by about 1e-6; a wrong mean, channel order or
+resize moves it by 1e-2 and more.
+"""
+
 
 class FormatCheck(BaseModel):
     """One file of an export, and how well it agreed with the Keras model.

@@ -16,11 +16,11 @@ import tensorflow as tf
 
 from kresnet.data import pixels
 from kresnet.export import golden
-from kresnet.export.contract import Contract, FormatCheck
+from kresnet.export.contract import TOLERANCE, Contract, FormatCheck
 from kresnet.export.formats import FORMATS, Format
 from kresnet.export.reference import Reference, Sample, prepared_pixels
 from kresnet.export.saved_model import write_saved_model
-from kresnet.export.verify import TOLERANCE, verify_file, verify_saved_model
+from kresnet.export.verify import verify_file, verify_saved_model
 from kresnet.export.versions import new_version
 from kresnet.export.warmup import write_warmup
 from kresnet.zoo import fold

@@ -20,17 +20,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 from kresnet.data import pixels
 from kresnet.errors import ExportError
 from kresnet.export import replay
-from kresnet.export.contract import Contract, FormatCheck
+from kresnet.export.contract import TOLERANCE, Contract, FormatCheck
 from kresnet.export.golden import FOLDER
 from kresnet.export.reference import Input, Reference
 from kresnet.export.saved_model import size_of_saved_model
-
-TOLERANCE: Final = 1e-4
-"""Largest difference of a probability that still counts as agreement.
-
-Folding and other kernels move a float32 probability by about 1e-6; a wrong mean, channel order or
-resize moves it by 1e-2 and more.
-"""
 
 _HEAT_TOLERANCE: Final = 1e-2  # of a heatmap, which is scaled to its maximum
 _LOADERS: Final = ("tf.saved_model.load", "session loader", "C API")

@@ -17,14 +17,11 @@ import numpy as np
 
 from kresnet.data import light
 from kresnet.errors import ConfigError, ExportError, ResourceError
-from kresnet.export.contract import Contract
+from kresnet.export.contract import TOLERANCE, Contract
 from kresnet.machine import cores
 from kresnet.serve.answer import Answer, Answering, named, read_image
 
 Runtime = Literal["auto", "tensorflow", "onnxruntime", "openvino"]
-
-TOLERANCE: Final = 1e-4
-"""Largest difference of a probability from the Keras model's that a file may have had."""
 
 _FILES: Final = {"onnxruntime": "model.onnx", "openvino": "openvino/model.xml"}
 _AT_ONCE: Final = 32  # images in memory

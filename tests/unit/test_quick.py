@@ -12,12 +12,12 @@ from small_export import CLASSES, picture, small_contract, small_model
 from test_pixels import FILES
 
 from kresnet.errors import ConfigError, DataError, ExportError, ResourceError
-from kresnet.export.contract import Contract
+from kresnet.export.contract import TOLERANCE, Contract
 from kresnet.export.publish import export
 from kresnet.export.reference import Sample
 from kresnet.serve import quick
 from kresnet.serve.engine import Engine
-from kresnet.serve.quick import TOLERANCE, QuickEngine, open_export
+from kresnet.serve.quick import QuickEngine, open_export
 
 pytestmark = pytest.mark.slow  # they export, and start processes
 RUNTIMES = ("onnxruntime", "openvino")
