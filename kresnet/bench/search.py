@@ -15,8 +15,6 @@ A search takes its turn on the whole machine, one after the other, seed by seed.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.util
 import json
 import os
 import signal
@@ -31,6 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
+from kresnet.bench.facts import missing, version
 from kresnet.errors import ConfigError
 from kresnet.tune.space import Entry, Space
 
@@ -115,7 +114,7 @@ class Contender:
     @property
     def is_installed(self) -> bool:
         """Whether it can take part."""
-        return importlib.util.find_spec(self.package) is not None
+        return missing([self.package]) is None
 
 
 CONTENDERS: Final[Mapping[str, Contender]] = {
@@ -290,10 +289,7 @@ def table(
 def _version(contender: Contender) -> str:
     if contender.name.startswith("kresnet"):
         return ""
-    try:
-        return " " + importlib.metadata.version(contender.package.replace("_", "-"))
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    return f" {version(contender.package)}"
 
 
 def _spread(values: Sequence[float], form: str) -> str:

@@ -57,7 +57,7 @@ def test_optuna_is_given_the_same_space():
 
 
 def test_the_table_has_medians_ranges_and_who_is_absent(monkeypatch):
-    monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: name != "optuna" or None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name != "optuna" or None)
     runs = [
         [Trial(1.0, 0.5, 9), Trial(2.0, 0.61, 3)],
         [Trial(1.0, 0.7, 9)],
@@ -78,7 +78,7 @@ def test_what_is_kept_is_not_measured_again_and_must_be_the_same(tmp_path, monke
         return [Trial(1.5, 0.25 + task.seed / 100, 9)]
 
     monkeypatch.setattr(search, "measured", made_up)
-    monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: name != "optuna" or None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name != "optuna" or None)
     options = {"names": ["optuna", "keras_tuner-bayesian"], "budget_s": 9.0, "out": tmp_path}
     first = compare([TASK], **options)
     assert compare([TASK], **options) == first == {"keras_tuner-bayesian": [[Trial(1.5, 0.29, 9)]]}
