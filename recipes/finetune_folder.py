@@ -1,37 +1,50 @@
 """Fine-tune an ImageNet ResNet-50 on a folder of images.
 
-    python recipes/finetune_folder.py FOLDER [WEIGHTS [VARIANT]]
+    python recipes/finetune_folder.py FOLDER [--weights PATH --variant NAME] [--epochs N]
 
 FOLDER holds one folder of images for each class, or such folders under train, val and test.
-WEIGHTS is "imagenet", which downloads once, or the path of a checkpoint of VARIANT.
 
 A linear probe on frozen features comes first, then fine-tuning with frozen norm statistics and
 layer-wise learning rates; whichever validates better is exported. Open settings are planned from
 the number of images, as `kresnet train` does; set any field of `kresnet.Recipe` below to fix it.
 
-Measured: see "Results" in README.md.
+Machine: two cores of an Intel Xeon with AMX, bfloat16, shared with other work.
+Time: 3:29 for 600 photos of five flowers, 3:33 for 397 of ants and bees.
+Result: 87.8 % (95 % interval 79.4 to 93.0) of 90 test photos of flowers, and 97.4 % (93.5 to 99.0)
+    of 153 validation photos of ants and bees; one seed each. finetune_flowers.py and
+    finetune_hymenoptera.py train with three.
+Source: Kumar et al. 2022, arXiv:2202.10054, for the probe before the fine-tuning;
+    the rest is said with each setting by `kresnet train FOLDER --dry-run`.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from typing import Any
 
 import kresnet
 
 
-def main(folder: str, weights: str = "imagenet", variant: str = "resnet50") -> kresnet.Result:
+def main(folder: str, variant: str, weights: str, epochs: int | None) -> kresnet.Result:
     """Train, evaluate and export."""
-    result = kresnet.fit(folder, variant=variant, weights=weights, seed=0)
+    settings: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    result = kresnet.fit(folder, variant=variant, weights=weights, seed=0, **settings)
     print(result.test or result.validation)
     print(result.export)
     return result
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3, 4):
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder")
+    parser.add_argument("--variant", default="resnet50")
+    parser.add_argument("--weights", default="imagenet", help="a tag, or a checkpoint's path")
+    parser.add_argument("--epochs", type=int, help="as many as the plan says, if not given")
     try:
-        main(*sys.argv[1:])
+        main(**vars(parser.parse_args()))
     except kresnet.KresnetError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

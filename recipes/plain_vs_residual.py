@@ -1,22 +1,28 @@
 """What a deep network does without shortcuts (He et al. 2015, arXiv:1512.03385, section 4.2).
 
-    python recipes/plain_vs_residual.py [EPOCHS] [SEEDS] [IMAGES]
+    python recipes/plain_vs_residual.py [--epochs N] [--seeds N] [--images N]
 
 Plain and residual networks of 20 and 56 layers, equal in width, parameters and multiplications,
-learn handwritten digits (scikit-learn's 1797, enlarged to 16 px; IMAGES of them, all by default).
-From the paper: SGD with momentum 0.9, weight decay 1e-4, batch 128, learning rate 0.1 after a
-warm-up (which it needs at 110 layers; so few steps need it at 56). Ours: the data, EPOCHS (12, the
-first quarter to warm up) and a rate that falls to zero along a cosine, so that minutes are enough.
+learn handwritten digits (scikit-learn's 1797, enlarged to 16 px). From the paper: SGD with momentum
+0.9, weight decay 1e-4, batch 128, learning rate 0.1 after a warm-up (which it needs at 110 layers;
+so few steps need it at 56). Ours: the data, 12 epochs (the first quarter to warm up) and a rate
+that falls to zero along a cosine, so that minutes are enough.
 
-Expected: the 56 plain layers fit the *training* images worse than the 20 do, which overfitting
-would not; with shortcuts the 56 fit them as well. The table in kresnet/zoo/README.md is what this
-script printed.
+The 56 plain layers fit the *training* images worse than the 20 do, which overfitting would not;
+with shortcuts the 56 fit them as well.
+
+Machine: not recorded
+Time: not recorded
+Result: of the training images, 99.6 % with 20 plain layers and 49.9 % with 56, 100.0 % with 20
+    residual layers and 99.8 % with 56, means of three seeds. The table in kresnet/zoo/README.md,
+    with the ranges, is what this script printed.
+Source: He et al. 2015, arXiv:1512.03385, section 4.2 and figure 6.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -57,12 +63,12 @@ def train(name: str, epochs: int, seed: int, count: int) -> tuple[float, float, 
     return history["loss"][-1], history["accuracy"][-1], accuracy
 
 
-def main(epochs: str = "12", seeds: str = "3", count: str = "1797") -> None:
+def main(epochs: int, seeds: int, images: int) -> None:
     """Print a row for each network: the mean over seeds, and the range."""
     print("| network | training loss | training accuracy | held-out accuracy |")
     print("|---|---|---|---|", flush=True)
     for name in ("plain20_cifar", "plain56_cifar", "resnet20_cifar", "resnet56_cifar"):
-        runs = [train(name, int(epochs), seed, int(count)) for seed in range(int(seeds))]
+        runs = [train(name, epochs, seed, images) for seed in range(seeds)]
         losses, fitted, held = zip(*runs, strict=True)
         print(
             f"| {name} | {np.mean(losses):.3f} ({min(losses):.3f}-{max(losses):.3f}) "
@@ -73,6 +79,10 @@ def main(epochs: str = "12", seeds: str = "3", count: str = "1797") -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 4 or not all(argument.isdecimal() for argument in sys.argv[1:]):
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=1797)
+    main(**vars(parser.parse_args()))

@@ -1,10 +1,9 @@
 """Search for a better fine-tuning with KerasTuner, in a script of one's own.
 
-    python recipes/tune_flowers.py FOLDER [WEIGHTS [VARIANT [TRIALS [EPOCHS]]]]
+    python recipes/tune_flowers.py FOLDER [--weights PATH --variant NAME] [--trials N] [--epochs N]
 
-FOLDER holds one folder of images for each class, as the five of tf_flowers. WEIGHTS is "imagenet",
-which downloads once, the path of a checkpoint of VARIANT (resnet50), or "none". Of TRIALS (20), of
-EPOCHS (5) epochs each, a Gaussian process chooses all but the first, which are random.
+FOLDER holds one folder of images for each class, as the five of tf_flowers. Of 20 trials, of 5
+epochs each, a Gaussian process chooses all but the first, which are random.
 
 kresnet makes the model (layer-wise learning rates, frozen norms, the head of a linear probe) and
 the batches; the tuner, its space and its files are KerasTuner's. What it finds is written as a
@@ -12,11 +11,16 @@ recipe, which `kresnet train --recipe` trains, exports and scores on test images
 seen. `kresnet tune FOLDER` is the same search with a process for each trial, which outlives crashes
 and kills.
 
-Measured: see "Search" in README.md.
+Machine: not measured
+Time: not measured
+Result: not measured by this script; recipes/measured.md has those of `kresnet tune`.
+Source: Snoek et al. 2012, arXiv:1206.2944, for the search by a Gaussian process; the space is
+    part of what `kresnet tune` searches by default.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -33,27 +37,20 @@ SPACE = {
 }
 
 
-def main(
-    folder: str,
-    weights: str = "imagenet",
-    variant: str = "resnet50",
-    trials: str = "20",
-    epochs: str = "5",
-    out: str = "studies/tune_flowers",
-) -> Path:
+def main(folder: str, variant: str, weights: str, trials: int, epochs: int, out: str) -> Path:
     """Search, print the best trials, and return the file of the best recipe."""
     hypermodel = kresnet.tune.ResNetHyperModel(
-        folder, variant=variant, weights=weights, space=SPACE, epochs=int(epochs), seed=0
+        folder, variant=variant, weights=weights, space=SPACE, epochs=epochs, seed=0
     )
     import keras_tuner
 
     tuner = keras_tuner.BayesianOptimization(
         hypermodel,
         objective="val_accuracy",
-        max_trials=int(trials),
+        max_trials=trials,
         seed=0,
         max_retries_per_trial=1,
-        max_consecutive_failed_trials=int(trials),  # else three in a row end the search
+        max_consecutive_failed_trials=trials,  # else three in a row end the search
         directory=Path(out).parent,
         project_name=Path(out).name,
     )
@@ -68,10 +65,17 @@ def main(
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in range(2, 7):
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder")
+    parser.add_argument("--variant", default="resnet50")
+    parser.add_argument("--weights", default="imagenet", help="a tag, a checkpoint's path, or none")
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--out", default="studies/tune_flowers")
     try:
-        main(*sys.argv[1:])
+        main(**vars(parser.parse_args()))
     except kresnet.KresnetError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

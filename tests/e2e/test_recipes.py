@@ -1,87 +1,211 @@
-"""Recipe scripts run as their first lines say."""
+"""Recipe scripts run as their first lines say, and say what they were measured to do."""
 
+import ast
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import randomize
 from safetensors.numpy import save_file
 
+from kresnet.data.pack import pack
+from kresnet.data.scan import scan
 from kresnet.train.recipe import Recipe
 from kresnet.zoo import build
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+FIELDS = ("Machine", "Time", "Result", "Source")
+
+SMALL = ("--variant", "resnet8_cifar", "--weights", "none", "--epochs", 1)
+PRETRAINED = ("--variant", "resnet20_cifar", "--weights", "WEIGHTS")
+SCORE = r"[01]\.\d{3} \(95 % 0\.\d{3}-[01]\.\d{3}, n=\d+\), balanced [01]\.\d{3}"
+BALANCES = ("none", "sqrt", "full")
+EXPORT = r"saved_models/\S+/1"
+RANGE = r"\d+\.\d% \(\d+\.\d% to \d+\.\d%, \d seeds\)"
+
+# Of each script, the arguments of its quick form, and all that it then prints. Words in capitals
+# are fixtures of these tests.
+QUICK = {
+    "cifar10_resnet20.py": (["STRIPED", "--epochs", 1], rf"{SCORE}\n{EXPORT}\n"),
+    "export_and_serve.py": (
+        ["STRIPED", "--epochs", 1],
+        rf"{SCORE}\n{EXPORT}\n32 of 32 answers are the same\n",
+    ),
+    "feature_extraction.py": (
+        ["STRIPED", *SMALL[:4]],
+        r"features.npz: 48 images, 64 features each\nnearest neighbour of the same class: "
+        rf"\d+\.\d%\naccuracy {RANGE}\n",
+    ),
+    "finetune_flowers.py": (
+        ["STRIPED", *SMALL, "--seeds", 2],
+        rf"seed 0: {SCORE} in \d+ s, saved_models/flowers-0/1\n"
+        rf"seed 1: {SCORE} in \d+ s, saved_models/flowers-1/1\naccuracy {RANGE}\n",
+    ),
+    "finetune_folder.py": (
+        ["STRIPED", *PRETRAINED, "--epochs", 1],
+        rf"{SCORE}\n{EXPORT}\n",
+    ),
+    "finetune_hymenoptera.py": (
+        ["STRIPED", *PRETRAINED, "--epochs", 1, "--seeds", 1],
+        rf"seed 0: fixed features \d+\.\d%\nseed 0: kept the (probe|fine-tune): {SCORE}\n"
+        rf"accuracy {RANGE}\n",
+    ),
+    "finetune_tfds.py": (["TFDS", *SMALL], rf"{SCORE}\n{EXPORT}\n"),
+    "grayscale_and_multispectral.py": (
+        ["--epochs", 1, "--images", 60, "--seeds", 1],
+        r"\| bands \| accuracy \|\n\|---\|---\|\n"
+        + "".join(rf"\| {bands} \| {RANGE} \|\n" for bands in ("grey", "RGB", "six bands")),
+    ),
+    "imbalanced.py": (
+        ["--epochs", 1, "--seeds", 1],
+        r"\| balance \| accuracy, rare classes \| accuracy, others \|\n\|---\|---\|---\|\n"
+        + "".join(rf"\| {name} (\| [^|]*% to [^|]*%\) ){{2}}\|\n" for name in BALANCES),
+    ),
+    "plain_vs_residual.py": (
+        ["--epochs", 1, "--seeds", 1, "--images", 300],
+        r"\| network \|.*\n\|[-|]*\n"
+        + "".join(
+            rf"\| {name}_cifar \|.*\n" for name in ("plain20", "plain56", "resnet20", "resnet56")
+        ),
+    ),
+    "segmentation_backbone.py": (
+        ["--variant", "resnet10t", *SMALL[2:], "--images", 24, "--seeds", 1],
+        r"mean IoU 0\.\d{3} \(0\.\d{3} to 0\.\d{3}, 1 seeds\)\n",
+    ),
+    "tune_flowers.py": (
+        ["STRIPED", *SMALL, "--trials", 2],
+        r"([01]\.\d{3} \{.*\}\n){2}studies/tune_flowers/best.yaml\n",
+    ),
+}  # fmt: skip
+FAST = ("feature_extraction.py", "segmentation_backbone.py")
+HEAVY = (*FAST, "plain_vs_residual.py")  # they load Keras before they read their arguments
+NEEDED = {
+    "export_and_serve.py": "tensorflow_serving",
+    "finetune_tfds.py": "tensorflow_datasets",
+    "tune_flowers.py": "keras_tuner",
+}
 
 
-def run(script, *arguments, cwd):
+def scripts():
+    return sorted(path.name for path in RECIPES.glob("*.py"))
+
+
+def run(script, *arguments, cwd, **environment):
     return subprocess.run(
         [sys.executable, RECIPES / script, *map(str, arguments)],
         cwd=cwd,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
     )
 
 
-@pytest.mark.slow
-def test_cifar10_resnet20_trains_from_scratch(striped, tmp_path):
-    done = run("cifar10_resnet20.py", striped, 1, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    accuracy, export = done.stdout.splitlines()
-    assert "95 %" in accuracy
-    assert (tmp_path / export / "saved_model.pb").is_file()
-
-
-@pytest.mark.slow
-def test_finetune_folder_takes_a_checkpoint(striped, tmp_path):
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A checkpoint of a ResNet-20."""
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     model = randomize(build("resnet20_cifar"))
-    save_file(
-        {f"{la.name}/{v.name}": v.numpy() for la in model.layers for v in la.weights},
-        tmp_path / "weights.safetensors",
-    )
+    save_file({f"{la.name}/{v.name}": v.numpy() for la in model.layers for v in la.weights}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+        for name in scripts()
+    ],
+)  # fmt: skip
+def test_recipes_run_in_their_quick_form(script, striped, weights, tmp_path, request):
+    if script in NEEDED:
+        pytest.importorskip(NEEDED[script], reason="an extra is not installed")
+    if script == "finetune_tfds.py":
+        packed = pack(scan(striped), tmp_path / "striped", shards=2).path
+        (tmp_path / "tfds" / "striped").mkdir(parents=True)
+        packed.rename(tmp_path / "tfds" / "striped" / "1.0.0")
+    arguments, printed = QUICK[script]
+    named = {"STRIPED": striped, "WEIGHTS": weights, "TFDS": "striped"}
     done = run(
-        "finetune_folder.py", striped, tmp_path / "weights.safetensors", "resnet20_cifar",
+        script,
+        *(named.get(argument, argument) for argument in arguments),
         cwd=tmp_path,
-    )  # fmt: skip
+        TFDS_DATA_DIR=str(tmp_path / "tfds"),
+    )
     assert done.returncode == 0, done.stderr
-    info = json.loads((tmp_path / "runs" / "striped" / "run.json").read_text())
-    assert info["status"] == "complete"
-    assert info["result"]["probe"] is not None
+    assert re.fullmatch(printed, done.stdout), done.stdout
+    for export in re.findall(EXPORT, done.stdout):
+        assert (tmp_path / export / "saved_model.pb").is_file()
+    AFTERWARDS.get(script, lambda folder, said: None)(tmp_path, done.stdout)
 
 
-@pytest.mark.slow
-def test_plain_vs_residual_prints_a_row_for_each_network(tmp_path):
-    done = run("plain_vs_residual.py", 1, 1, 300, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines()[2:]]
-    assert rows == ["plain20_cifar", "plain56_cifar", "resnet20_cifar", "resnet56_cifar"]
+def test_every_recipe_has_a_quick_form():
+    assert set(QUICK) == set(scripts())
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in RECIPES.glob("*.py")))
+@pytest.mark.parametrize("script", scripts())
+def test_recipes_say_command_machine_time_result_and_source(script):
+    text = ast.get_docstring(ast.parse((RECIPES / script).read_text(encoding="utf-8")))
+    command = re.search(rf"^    python recipes/{script}\b.*$", text, re.MULTILINE)
+    assert command, text
+    fields = re.split(rf"^({'|'.join(FIELDS)}): ", text, flags=re.MULTILINE)
+    assert tuple(fields[1::2]) == FIELDS
+    said = dict(zip(fields[1::2], fields[2::2], strict=True))
+    assert all(value.strip() for value in said.values())
+    if "not measured" not in said["Result"]:
+        assert "not measured" not in said["Machine"]
+        assert re.search(r"\d", said["Result"]), said
+    assert re.search(r"arXiv:\d{4}\.\d{5}|https?://|doi:|kresnet", said["Source"]), said
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ())
+        for name in scripts()
+    ],
+)  # fmt: skip
 def test_called_wrongly_they_say_how_to_call_them(script, tmp_path):
-    wrong = ("many",) if script == "plain_vs_residual.py" else ()
-    done = run(script, *wrong, cwd=tmp_path)
-    assert done.returncode == 1
-    assert f"python recipes/{script} " in done.stderr
+    done = run(script, "--no-such-option", cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.search(rf"^usage: {script} ", done.stderr, re.MULTILINE), done.stderr
 
 
 def test_mistakes_are_one_line(tmp_path):
-    done = run("cifar10_resnet20.py", "nowhere", cwd=tmp_path)
+    done = run("feature_extraction.py", "nowhere", *SMALL[:4], cwd=tmp_path)
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].startswith("The images must be in a folder.")
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
-def test_tune_flowers_writes_the_best_recipe(striped, tmp_path):
-    pytest.importorskip("keras_tuner", reason="the extra `tune` is not installed")
-    done = run("tune_flowers.py", striped, "none", "resnet8_cifar", 2, 1, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    *trials, best = done.stdout.splitlines()
-    scores = [float(line.split()[0]) for line in trials if line.startswith("0.")]
-    assert len(scores) == 2
+def the_features_are_those_of_the_images(folder, said):
+    with np.load(folder / "features.npz") as found:
+        assert found["features"].shape == (48, 64)
+        names = [Path(path).parent.name for path in found["paths"]]
+        assert names == [str(found["classes"][label]) for label in found["labels"]]
+
+
+def the_probe_came_first(folder, said):
+    info = json.loads((folder / "runs" / "striped" / "run.json").read_text())
+    assert info["status"] == "complete"
+    assert info["result"]["probe"] is not None
+
+
+def the_best_recipe_is_written(folder, said):
+    *trials, best = said.splitlines()
+    scores = [float(line.split()[0]) for line in trials]
     assert scores == sorted(scores, reverse=True)
-    recipe = Recipe.load(tmp_path / best)
+    recipe = Recipe.load(folder / best)
     assert recipe.variant == "resnet8_cifar"
-    assert repr(recipe.lr) in trials[-2]
+    assert repr(recipe.lr) in trials[0]
+
+
+AFTERWARDS = {
+    "feature_extraction.py": the_features_are_those_of_the_images,
+    "finetune_folder.py": the_probe_came_first,
+    "tune_flowers.py": the_best_recipe_is_written,
+}

@@ -1,0 +1,50 @@
+"""Fine-tune an ImageNet ResNet-50 on any image classification data set of TFDS.
+
+    python recipes/finetune_tfds.py NAME[:CONFIG][@SPLITS] [--weights PATH --variant NAME]
+
+NAME is as in the catalogue, https://www.tensorflow.org/datasets/catalog/overview: oxford_iiit_pet,
+eurosat:rgb, or beans@train+validation+test. Without SPLITS, `train` is learned from, `validation`
+chooses the epoch and `test` is scored once; what is missing is taken from `train`. The data set is
+looked for in TFDS_DATA_DIR, or downloaded by TFDS: `pip install 'kresnet[tfds]'`.
+
+The images are read at their place in TFDS's files, with the same decoder and the same views as
+those of a folder, and nothing is written beside them.
+
+Machine: not measured
+Time: not measured
+Result: not measured (TFDS downloads, and the machine at hand reaches no data set of it). The test
+    trains on a small data set in TFDS's format.
+Source: the settings are those that `kresnet train` plans from the number of images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import kresnet
+
+
+def main(name: str, variant: str, weights: str, epochs: int | None) -> kresnet.Result:
+    """Train, evaluate and export."""
+    settings: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    result = kresnet.fit(f"tfds:{name}", variant=variant, weights=weights, seed=0, **settings)
+    print(result.test or result.validation)
+    print(result.export)
+    return result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name")
+    parser.add_argument("--variant", default="resnet50")
+    parser.add_argument("--weights", default="imagenet", help="a tag, or a checkpoint's path")
+    parser.add_argument("--epochs", type=int, help="as many as the plan says, if not given")
+    try:
+        main(**vars(parser.parse_args()))
+    except kresnet.KresnetError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
