@@ -113,18 +113,3 @@ def test_the_python_clients_answer(folder, server, expected, which):
     assert done.stdout.splitlines() == wanted
     assert wanted[3] == "no image.jpg\tnot sure\t0.0000"
     assert not expected["abstain"][:3].all()
-
-
-def test_every_flag_of_kresnet_in_the_recipe_exists():
-    commands = [line for block in blocks("") for line in block.splitlines()]
-    commands = [line for line in commands if line.startswith("kresnet ")]
-    assert commands
-    for line in commands:
-        _, command, *arguments = line.split()
-        help_text = subprocess.run(
-            [sys.executable, "-m", "kresnet", command, "--help"],
-            capture_output=True, text=True, check=True, env={"COLUMNS": "200", "PATH": "/usr/bin"},
-        ).stdout  # fmt: skip
-        for argument in arguments:
-            if argument.startswith("--"):
-                assert argument in help_text
