@@ -12,6 +12,7 @@ from keras import ops
 from kresnet.errors import ConfigError
 from kresnet.zoo import gradients
 from kresnet.zoo.processor import normalize, on_processor
+from kresnet.zoo.replicas import moments_together
 
 
 @keras.saving.register_keras_serializable("kresnet")
@@ -206,13 +207,17 @@ class _Statistics:
         return bool(training) and self.trainable and not self.frozen
 
     def _normalize(self: Any, x: Any) -> Any:
-        """Batch norm with the batch's statistics, which also move the stored ones."""
+        """Batch norm with the batch's statistics, which also move the stored ones.
+
+        On several devices the batch is that of all of them.
+        """
         scale, offset = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
-        if self.compute_dtype in _IN_ONE and on_processor("norms"):
+        together = moments_together()
+        if together is None and self.compute_dtype in _IN_ONE and on_processor("norms"):
             x, mean, variance = normalize(x, scale, offset, self.epsilon)
         else:
             x = ops.cast(x, "float32")
-            mean, variance = ops.moments(x, axes=(0, 1, 2))
+            mean, variance = together(x) if together else ops.moments(x, axes=(0, 1, 2))
             x = ops.batch_normalization(
                 x,
                 mean=mean,
