@@ -133,6 +133,11 @@ class TrainingData:
         self._lost = lost.Lost(rows, max_bad, tell)
 
     @property
+    def batch_size(self) -> int:
+        """Images a batch of all workers."""
+        return self._batch_size
+
+    @property
     def steps(self) -> int:
         """Batches that hold every image at least once."""
         return -(-len(self._rows) * self.augmentation.repeats // self._batch_size)

@@ -142,6 +142,11 @@ class CutData:
         self._view_s = 0.0
 
     @property
+    def batch_size(self) -> int:
+        """Images a batch of all workers."""
+        return self._data.batch_size
+
+    @property
     def steps(self) -> int:
         """Batches that hold every image at least once."""
         return self._data.steps

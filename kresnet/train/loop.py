@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
@@ -16,9 +16,10 @@ import tensorflow as tf
 
 from kresnet.console import Console, duration
 from kresnet.data.pipeline import Batch, TrainingData
-from kresnet.errors import Interrupted
+from kresnet.errors import Interrupted, ResourceError
 from kresnet.train.average import Average
 from kresnet.train.cut import CutData, epochs_within, preparing
+from kresnet.train.distribute import ALONE, Team
 from kresnet.train.judge import Judge
 from kresnet.train.optimizer import optimizer_of
 from kresnet.train.run import Run
@@ -49,6 +50,7 @@ def fine_tune(
     console: Console,
     *,
     learner: keras.Model | None = None,
+    team: Team = ALONE,
 ) -> Score | None:
     """Train `model` by the run's recipe and keep the weights of the best epoch in the run.
 
@@ -61,6 +63,8 @@ def fine_tune(
         best: Score of the weights that the run already keeps, if any.
         console: Where to report.
         learner: The part of the model that takes the batches and learns; None is all of it.
+        team: The devices that train together; each of its processes calls this, in its scope, with
+            a run of its own and its share of the data. The chief's is what counts.
 
     Returns:
         The score of the weights that the run keeps in the end; None if nothing could be trained
@@ -70,8 +74,9 @@ def fine_tune(
         Interrupted: Ctrl-C or SIGTERM; the state is saved and the message says how to go on.
         ConfigError: The loss is not finite, at lower learning rates neither.
         ResourceError: Not one image fits into memory, or the state cannot be saved.
+        Lost: Another process of the team is gone.
     """
-    loop = _Loop(run, model, data, judge, best, console, learner or model)
+    loop = _Loop(run, model, data, judge, best, console, learner or model, team)
     with stoppable(loop.stop):
         loop.run()
     return loop.best
@@ -87,8 +92,10 @@ class _Loop:
         best: Score | None,
         console: Console,
         learner: keras.Model,
+        team: Team,
     ) -> None:
         self._run, self._recipe, self._console = run, run.recipe, console
+        self._team = team
         self._model, self._data_of, self._judge = model, data, judge
         self._learner = learner
         self.best = best
@@ -96,14 +103,14 @@ class _Loop:
         self._epoch = self._done = 0  # epochs done, and steps done in the epoch under way
         self._loss_sum = 0.0
         self._history: list[dict[str, Any]] = []
-        self._stopping = False
+        self._asked = self._stopping = False  # by somebody, here; and whether all know of it
         # Of this stage, whatever was kept before it, as a probe: the best score, and epochs since.
         self._peak: Score | None = None
         self._stale = 0
         self._troubles = Troubles(run)
         self._average = Average(model, reach=self._recipe.ema) if self._recipe.ema else None
-        self._optimizer = optimizer_of(self._recipe, model)
-        soup = self._recipe.soup
+        self._optimizer = optimizer_of(self._recipe, model, summed=team.replicas > 1)
+        soup = self._recipe.soup if team.is_chief else 0
         self._ingredients = Ingredients(run.states, model, most=soup) if soup else None
         # Of the image size of the epoch under way; `_go_back` sets it.
         self._data: TrainingData | CutData
@@ -113,7 +120,11 @@ class _Loop:
 
     def stop(self) -> None:
         """End after the step under way."""
-        self._stopping = True
+        self._asked = True
+
+    def _agree(self) -> None:
+        """Stop where anybody in the team has been asked to: all after the same step."""
+        self._stopping = self._team.any(self._asked)
 
     def run(self) -> None:
         """Train from the last saved state, or from the beginning, to the last epoch."""
@@ -130,6 +141,12 @@ class _Loop:
                 self._train(keep_budget=not resumed)  # a resumed run has an end already
                 return self._leave_ingredients()
             except tf.errors.ResourceExhaustedError:
+                if self._team.size > 1:  # the others have had room for it, and wait
+                    raise ResourceError(
+                        f"A worker's part of a batch of {self._recipe.batch_size} must fit into "
+                        "its memory. Received: one that does not. Take more workers, or start "
+                        "again under another --name with --accumulate."
+                    ) from None
                 said = self._troubles.out_of_memory(self.best)
                 self._step = self._compiled()
             except NotFinite as error:
@@ -146,10 +163,12 @@ class _Loop:
         if not self._has_state:
             self._keep_budget(self._timed_epoch(), self._size)
             self._save()  # from here on, whatever happens, a resumed run is the same run
+        self._team.share(self._variables())
         batches, size = self._data.batches(self._position), self._size
         while self._epoch < self._epochs:
             if self._epoch == self._run.pause_after:
                 self.stop()
+                self._agree()
                 self._save_or_stop()
             self._prepare()
             started = time.monotonic()
@@ -160,20 +179,28 @@ class _Loop:
             if keep_budget:
                 self._keep_budget(time.monotonic() - started, size)
             self._stop_early()
+            self._agree()
             self._save_or_stop(due=self._epoch == self._epochs)
 
     def _go_back(self) -> bool:
         """Return to the last saved state, if there is one; tell whether there is."""
         state = load_state(self._run.states, lambda text: self._console.line("state", text))
-        self._has_state = state is not None
         if state:
-            self._restore(*state)
+            restore(self._variables(), state[0])
+        meta = self._team.told(state[1] if state else None)  # arrays come before the first step
+        self._has_state = meta is not None
+        if meta:
+            self._restore(meta)
         self._data = self._data_of(self._size)
         return self._has_state
 
     def _compiled(self) -> Step:
         return train_step(
-            self._learner, self._optimizer, loss=self._recipe.loss, parts=self._troubles.parts
+            self._learner,
+            self._optimizer,
+            loss=self._recipe.loss,
+            parts=self._troubles.parts,
+            team=self._team,
         )
 
     @property
@@ -191,7 +218,8 @@ class _Loop:
         """Compute what the epoch reads and is not there yet."""
         for done in preparing(self._data, self._position, self._data.steps - self._done):
             self._console.status(f"epoch {self._epoch + 1}: features of {done} images")
-            if self._stopping:
+            if self._asked and self._team.size == 1:
+                self._stopping = True
                 self._save_or_stop()
 
     def _stop_early(self) -> None:
@@ -216,6 +244,7 @@ class _Loop:
         affordable = self._epoch + epochs_within(self._data, left, epoch_s)
         if self.best is None:
             affordable = max(affordable, 1)  # there must be something to keep
+        affordable = self._team.told(affordable)
         if affordable < self._epochs:
             self._console.line(
                 "budget",
@@ -254,7 +283,7 @@ class _Loop:
             waited += time.monotonic() - asked
             self._optimizer.learning_rate = self._rate()
             self._learn(batch)
-            images_done += len(batch[1])
+            images_done += self._data.batch_size  # of all workers
             if self._done < self._data.steps or self._stopping:
                 self._save_or_stop()
             elapsed = time.monotonic() - started
@@ -298,6 +327,7 @@ class _Loop:
             )
         self._loss_sum += loss
         self._done += 1
+        self._agree()
         if self._average:
             self._average.update(self._position, self._epochs * self._data.steps)
 
@@ -310,7 +340,7 @@ class _Loop:
 
     def _end_epoch(self, seconds: float, waited: float, images: int) -> None:
         loss = self._loss_sum / max(self._done, 1)
-        rate = float(self._optimizer.learning_rate)
+        rate = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
         score, averaged = self._scores()
         kept = self._keep(score, averaged)
         self._stock(score, averaged)
@@ -412,29 +442,32 @@ class _Loop:
             "peak": asdict(self._peak) if self._peak else None,
             "stale": self._stale,
             "ingredients": self._ingredients.meta() if self._ingredients else [],
-            "circumstances": asdict(Circumstances.here()),
+            "circumstances": asdict(self._circumstances()),
         }
         started = time.monotonic()
-        save_state(self._run.states, self._position, self._variables(), meta)
+        if self._team.is_chief:
+            save_state(self._run.states, self._position, self._variables(), meta)
         if self._ingredients:
             self._ingredients.tidy()
         self._has_state, self._saved = True, time.monotonic()
         self._saving_s = self._saved - started
+
+    def _circumstances(self) -> Circumstances:
+        return replace(Circumstances.here(), devices=self._team.replicas)
 
     def _check_finite(self) -> None:
         floating = (v.value for v in self._variables() if v.dtype.startswith("float"))
         if not all(bool(tf.reduce_all(tf.math.is_finite(value))) for value in floating):
             raise NotFinite(f"weights in epoch {self._epoch + 1}, step {self._done}")
 
-    def _restore(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        restore(self._variables(), arrays)
+    def _restore(self, meta: dict[str, Any]) -> None:
         self._epochs, self._epoch, self._done = meta["epochs"], meta["epoch"], meta["done"]
         self._loss_sum, self._history = meta["loss_sum"], meta["history"]
         self._peak = Score(**meta["peak"]) if meta.get("peak") else None
         self._stale = meta.get("stale", 0)
         if self._ingredients:
             self._ingredients.restore(meta.get("ingredients", []))
-        self._elsewhere = Circumstances.here().differences(meta.get("circumstances", {}))
+        self._elsewhere = self._circumstances().differences(meta.get("circumstances", {}))
         self.best = Score(**meta["best"]) if meta["best"] else None
         kept = self._troubles.best  # weights kept after this state, in a training not gone on with
         if kept and kept.beats(self.best):

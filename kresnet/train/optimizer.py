@@ -28,22 +28,32 @@ class _Grouped(keras.optimizers.Optimizer):
     Args:
         groups: For the path of each variable, its share of the learning rate and its decay.
         l1: Factor of the absolute values of what decays, in the loss.
+        summed: Gradients come summed over the devices of a team. Keras itself clips on each device
+            and sums then, which is another gradient.
         options: Of the Keras optimizer.
     """
 
     decoupled = False
 
     def __init__(
-        self, *, groups: dict[str, tuple[float, float]], l1: float = 0.0, **options: Any
+        self,
+        *,
+        groups: dict[str, tuple[float, float]],
+        l1: float = 0.0,
+        summed: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.groups, self.l1 = groups, l1
+        self.groups, self.l1, self.summed = groups, l1, summed
 
     def build(self, variables: Sequence[Any]) -> None:
         """Create the slots, and look up the group of each variable."""
         self._by_index = [self.groups[variable.path] for variable in variables]
         self._is_kernel = [variable.name == "kernel" for variable in variables]
         super().build(variables)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        return grads_and_vars if self.summed else super()._all_reduce_sum_gradients(grads_and_vars)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable with its own rate and decay."""
@@ -121,7 +131,9 @@ _CLASSES: dict[Name, tuple[type[_Grouped], dict[str, Any]]] = {
 }
 
 
-def optimizer_of(recipe: Recipe, model: keras.Model) -> keras.optimizers.Optimizer:
+def optimizer_of(
+    recipe: Recipe, model: keras.Model, *, summed: bool = False
+) -> keras.optimizers.Optimizer:
     """Build the optimizer that a recipe trains a model with; see `optimizer_for`."""
     return optimizer_for(
         model,
@@ -131,6 +143,7 @@ def optimizer_of(recipe: Recipe, model: keras.Model) -> keras.optimizers.Optimiz
         clip_norm=recipe.clip_norm,
         l1=recipe.l1,
         scale_loss=recipe.precision == "float16",
+        summed=summed,
     )
 
 
@@ -143,6 +156,7 @@ def optimizer_for(
     clip_norm: float | None,
     l1: float = 0.0,
     scale_loss: bool = False,
+    summed: bool = False,
 ) -> keras.optimizers.Optimizer:
     """Build the optimizer of a model, with layer-wise learning rates.
 
@@ -156,6 +170,7 @@ def optimizer_for(
         clip_norm: Largest global norm of the gradient, or None.
         l1: Factor of the absolute values of the kernels in the loss.
         scale_loss: Scale the loss, for float16, whose range is too narrow for gradients.
+        summed: Gradients come summed over the devices of a team.
 
     Returns:
         A built optimizer for `model.trainable_variables`. Its `learning_rate`, that of the head
@@ -179,7 +194,12 @@ def optimizer_for(
     }
     kind, options = _CLASSES[name]
     optimizer: keras.optimizers.Optimizer = kind(
-        groups=groups, l1=l1, learning_rate=0.0, global_clipnorm=clip_norm, **options
+        groups=groups,
+        l1=l1,
+        summed=summed,
+        learning_rate=0.0,
+        global_clipnorm=clip_norm,
+        **options,
     )
     if scale_loss:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)

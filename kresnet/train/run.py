@@ -192,6 +192,36 @@ class Run:
         self.watch(rows)
 
 
+class Guest(Run):
+    """What a process that is not the chief has of a run: a copy, in a folder that nobody reads.
+
+    It reads the recipe and the images from it, and keeps no weights: they are the chief's.
+    """
+
+    __slots__ = ()
+
+    def save_weights(self, model: keras.Model) -> None:
+        """Keep nothing."""
+
+
+_TOLD = ("recipe.yaml", "index.csv", "problems.csv", "classes.json", "run.json")
+
+
+def told_of(run: Run) -> dict[str, str]:
+    """Return what a guest must have of a run, by the names of the files."""
+    names = [name for name in _TOLD if (run.path / name).exists()]
+    return {
+        name: (run.path / name).read_bytes().decode("utf-8", "surrogateescape") for name in names
+    }
+
+
+def as_guest(folder: Path, files: Mapping[str, str]) -> Guest:
+    """Write what `told_of` has returned elsewhere into a folder, and open it."""
+    for name, text in files.items():
+        (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    return Guest(folder)
+
+
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
     """Give a path to write to that becomes `file` in one step: a reader never sees half."""

@@ -18,6 +18,7 @@ from kresnet.data.pipeline import TrainingData, evaluation_batches
 from kresnet.data.scan import Index, Problem, Row
 from kresnet.errors import ConfigError, DataError
 from kresnet.train.cut import FOLDER, CutData, Looked, cut_data, divided
+from kresnet.train.distribute import ALONE, Team, check_team
 from kresnet.train.hardware import policy_name
 from kresnet.train.judge import Judge
 from kresnet.train.loop import fine_tune
@@ -56,11 +57,33 @@ def train(run: Run, console: Console) -> Trained:
     """Train a run to its end, from the beginning or from where it was stopped.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        As `train_in`.
+    """
+    trained = train_in(ALONE, run, console)
+    if trained is None:
+        raise RuntimeError("a team of one has a chief")
+    return trained
+
+
+def train_in(team: Team, run: Run, console: Console) -> Trained | None:
+    """Train a run as all processes of a team do, each with a `Run` of its own.
+
+    Args:
+        team: The devices that train together. When this returns, the chief has left it.
+        run: The chief's, or a `Guest` of it.
+        console: Where to report.
+
+    Returns:
+        What the chief has; None for the others, for whom nothing is left to do.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM, also at another process; the state is saved.
+        Lost: Another process is gone.
         WeightsError: The recipe's weights do not fit the variant.
         DataError: The train or the validation split is empty.
     """
     recipe, index = run.recipe, run.index
+    check_team(recipe, team)
     fit_rows, val_rows = index.select("train"), index.select("val")
     if not fit_rows or not val_rows:
         raise DataError(
@@ -72,21 +95,35 @@ def train(run: Run, console: Console) -> Trained:
     complete = run.info.get("status") == "complete"
     # Weights without their score are those of a probe that was killed between the two.
     started = run.weights.exists() and (recipe.weights is None or "probe" in run.info)
+    started = team.told(started)
     size = None if recipe.progressive else recipe.image_size
-    model = build_for(recipe, index, size=size, weights=None if started else recipe.weights)
-    if not started:
+    weights = recipe.weights if team.is_chief and not started else None
+    with team.scope():
+        model = build_for(recipe, index, size=size, weights=weights)
+    if team.is_chief and not started:
         run.save_preprocessing(preprocessing_for(recipe, index, model))
+    run.write_json(
+        "preprocessing.json", team.told(asdict(run.preprocessing) if team.is_chief else None)
+    )
     # What is kept may be of another size, see `better_size`.
     preprocessing = replace(run.preprocessing, image_size=recipe.image_size)
     fits = -(-recipe.batch_size // recipe.accumulate)  # images at a time
-    val_batches = evaluation_batches(val_rows, preprocessing, batch_size=fits)
-    judge = Judge(model, val_batches.cache())
+
+    def validation(team: Team) -> tf.data.Dataset:
+        """Return the images that a process of a team judges by."""
+        return evaluation_batches(
+            val_rows, preprocessing, batch_size=fits, worker=team.worker
+        ).cache()
+
+    val_batches = validation(team)
+    judge = Judge(model, val_batches, team=team, count=len(val_rows))
 
     if started:
-        load_weights(model, run.weights)
+        if team.is_chief:
+            load_weights(model, run.weights)
         probe = run.info.get("probe")
     elif recipe.weights is not None:
-        probe = _probe(run, model, preprocessing, fit_rows, judge, console)
+        probe = _probe(run, model, preprocessing, fit_rows, judge, console, team)
     else:
         probe = None
     best = Score(probe["accuracy"], probe["loss"], probe.get("n")) if probe else None
@@ -104,23 +141,29 @@ def train(run: Run, console: Console) -> Trained:
                 replace(preprocessing, image_size=size),
                 num_classes=len(index.classes),
                 folder=run.path,
+                worker=team.worker,
                 views=recipe.cut_views if cut else None,
                 tell=lambda problem: console.line("lost", f"{problem.path} {problem.reason}"),
             )
             return shown if cut is None else cut_data(recipe, shown, cut, fit_rows, run.path)
 
-        if cut is None:
-            best = fine_tune(run, model, data, judge, best, console)
-        else:
-            of_tail = Judge(cut.tail, Looked(cut.front, val_batches))
-            best = fine_tune(run, model, data, of_tail, best, console, learner=cut.tail)
-            shutil.rmtree(run.path / FOLDER, ignore_errors=True)
+        learner = None
+        if cut is not None:
+            looked, learner = Looked(cut.front, val_batches), cut.tail
+            judge = Judge(learner, looked, team=team, count=len(val_rows))
+        with team.scope():
+            best = fine_tune(run, model, data, judge, best, console, learner=learner, team=team)
+        shutil.rmtree(run.path / FOLDER, ignore_errors=True)
+    team.leave()
+    if not team.is_chief:
+        return None
     if best is None:
         raise ConfigError(
             "Without pretrained weights there is nothing to keep before the first epoch. "
             f"Received: epochs={recipe.epochs}, budget_s={recipe.budget_s}. Raise them."
         )
     if not complete:
+        judge = Judge(model, val_batches if team.size == 1 else validation(ALONE))
         best = _refined(run, model, judge, preprocessing, fits, best, console)
     kept = run.preprocessing
     if model.input_shape[1] != kept.image_size:
@@ -193,6 +236,7 @@ def training_data(
     *,
     num_classes: int,
     folder: Path | None = None,
+    worker: tuple[int, int] = (0, 1),
     views: int | None = None,
     tell: Callable[[Problem], None] = lambda problem: None,
 ) -> TrainingData:
@@ -208,6 +252,7 @@ def training_data(
         cache=recipe.cache,
         folder=folder,
         max_bad=recipe.max_bad,
+        worker=worker,
         views=views,
         tell=tell,
     )
@@ -220,21 +265,28 @@ def _probe(
     rows: Sequence[Row],
     judge: Judge,
     console: Console,
+    team: Team,
 ) -> dict[str, float]:
-    """Give the model the best linear head on its frozen features, and keep it in the run."""
+    """Give the model the best linear head on its frozen features, and keep it in the run.
+
+    The chief finds it, and the others wait.
+    """
     started = time.monotonic()
     recipe = run.recipe
     looked = "images" if recipe.probe_views == "center" else "views"
-    kernel, bias = fit_probe(
-        model,
-        recipe,
-        rows,
-        preprocessing,
-        progress=lambda done, of: console.status(f"probe: features of {done} / {of} {looked}"),
-    )
-    model.get_layer("head").set_weights([kernel, bias])
+    if team.is_chief:
+        kernel, bias = fit_probe(
+            model,
+            recipe,
+            rows,
+            preprocessing,
+            progress=lambda done, of: console.status(f"probe: features of {done} / {of} {looked}"),
+        )
+        model.get_layer("head").set_weights([kernel, bias])
+    team.share(model.variables)
     score = judge()
-    probe = {**asdict(score), "seconds": round(time.monotonic() - started, 2)}
+    seconds = team.told(round(time.monotonic() - started, 2))
+    probe = {**asdict(score), "seconds": seconds}
     run.save_weights(model)
     run.update(probe=probe, kept="probe", validation=asdict(score))
     console.line("probe", f"val {score} in {probe['seconds']:.1f} s")

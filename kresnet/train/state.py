@@ -142,11 +142,13 @@ class Circumstances:
         threads: Threads that share one operation.
         processor: Its model, as Linux names it.
         tensorflow: Version.
+        devices: That share each batch, and sum its gradient.
     """
 
     threads: int
     processor: str
     tensorflow: str
+    devices: int = 1
 
     @classmethod
     def here(cls) -> Circumstances:
