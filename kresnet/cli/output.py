@@ -39,7 +39,8 @@ def import_tensorflow_quietly() -> None:
     try:
         import tensorflow as tf
 
-        tf.constant(0)  # the processor's notice comes with the first operation
+        if "TF_CONFIG" not in os.environ:  # else the workers must meet before
+            tf.constant(0)  # the processor's notice comes with the first operation
     finally:
         os.dup2(kept, 2)
         os.close(kept)

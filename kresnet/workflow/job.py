@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tensorflow as tf
 
 from kresnet.console import Console
 from kresnet.data.arrays import channels
 from kresnet.data.lost import lost_images
-from kresnet.data.sources import name_of
+from kresnet.data.sources import absolute, name_of
 from kresnet.errors import Interrupted
 from kresnet.evaluate.held_out import score
 from kresnet.evaluate.metrics import Evaluation
+from kresnet.train.distribute import Lost, Team, assembled, check_team
 from kresnet.train.estimate import Estimate, remember
-from kresnet.train.run import Run, check_name
+from kresnet.train.run import Run, as_guest, check_name, told_of
 from kresnet.train.signals import terminable
-from kresnet.train.stages import Trained, train
+from kresnet.train.stages import Trained, train_in
 from kresnet.train.trackers import Trackers, check_trackers
 from kresnet.workflow.afterwards import report_run
 from kresnet.workflow.choice import Choice, have_weights, plan_job, tell_plan
@@ -125,6 +128,8 @@ def fit(
         DataError: The images cannot be used.
         ResourceError: Weights, disk or memory are missing.
         Interrupted: It was stopped, and can be resumed.
+        SystemExit: TF_CONFIG makes this process another worker than the chief, which has ended as
+            it should: with code 0, or 5 where all were stopped.
         ExportError: The export did not agree with the model.
     """
     console = console or Console()
@@ -132,8 +137,15 @@ def fit(
     choice = Choice(data, variant, weights, preset, recipe, settings)
     name = name or name_of(choice.source)
     check_name(name)
+    team = assembled()
+    if not team.is_chief:
+        _help(team)
+    if team.size > 1 and (run := unfinished(Path(out), name, choice.source)):
+        console.line("resume", f"{run.path}, which is not finished; another --name begins anew")
+        return _finish(run, console, team=team)
     planned, index = plan_job(choice, console, out=Path(out), exports=Path(exports))
     chosen = planned.recipe
+    check_team(chosen, team)
     have_weights(chosen, console)
     run = Run.create(Path(out), name, chosen, index)
     run.update(name=name, exports=str(Path(exports).resolve()), keep_photos=keep_photos)
@@ -144,7 +156,7 @@ def fit(
     if explain:
         for line in planned.lines():
             console.line("why", line)
-    return _finish(run, console, planned.estimate)
+    return _finish(run, console, planned.estimate, team=team)
 
 
 def resume(path: str | Path, *, console: Console | None = None) -> Result:
@@ -153,25 +165,70 @@ def resume(path: str | Path, *, console: Console | None = None) -> Result:
     Raises:
         ConfigError: There is no run at `path`.
     """
-    run = Run.open(path)
-    restore(run)
-    run.update(resumed=True)  # the time that it says at the end is that of this process alone
-    return _finish(run, console or Console())
+    team = assembled()
+    if not team.is_chief:
+        _help(team)
+    return _finish(Run.open(path), console or Console(), team=team)
+
+
+def unfinished(out: Path, name: str, source: str | Path) -> Run | None:
+    """Return the last run of a name, if it is of these images and not complete.
+
+    What starts the workers of a cluster again, as Kubernetes does, says what it said at first.
+    """
+    names = chain([name], (f"{name}-{k}" for k in count(2)))
+    last = list(takewhile(Path.is_dir, (out / one for one in names)))[-1:]
+    if not last or not (last[0] / "run.json").is_file():
+        return None
+    run = Run.open(last[0])
+    info = run.info
+    begun = "trackers" in info and info.get("status") != "complete"
+    return run if begun and run.recipe.data == absolute(source) else None
 
 
 @terminable()
-def _finish(run: Run, console: Console, expected: Estimate | None = None) -> Result:
+def _help(team: Team) -> NoReturn:
+    """Train with a chief, as one of its workers, and end this process with it.
+
+    Raises:
+        SystemExit: All is done, or the chief was asked to stop.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run = as_guest(Path(folder), team.told(None))
+        restore(run)
+        try:
+            train_in(team, run, Console(quiet=True))
+        except Lost:
+            raise
+        except (Interrupted, KeyboardInterrupt):
+            raise SystemExit(Interrupted.exit_code) from None
+        except tf.errors.OpError as error:
+            raise lost_images(run.index.rows, error) from error
+    raise SystemExit(0)
+
+
+@terminable()
+def _finish(run: Run, console: Console, expected: Estimate | None = None, *, team: Team) -> Result:
     """Do all that comes after the plan, and learn from the time it took if one was expected."""
+    if expected is None:
+        restore(run)
+        run.update(resumed=True)  # the time that it says at the end is that of this process alone
+    if team.size > 1:
+        team.told(told_of(run))
+    if team.replicas > 1:
+        console.line("devices", str(team))
     with Trackers(run, console.line) as trackers:
-        result = _finished(replace(run, watch=trackers.epochs), console, trackers)
-    if expected:
+        result = _finished(replace(run, watch=trackers.epochs), console, trackers, team)
+    if expected and team.replicas == 1:  # what it learns from is the speed of one
         remember(run, expected, result.seconds - expected.spent_s)
     return result
 
 
-def _finished(run: Run, console: Console, trackers: Trackers) -> Result:
+def _finished(run: Run, console: Console, trackers: Trackers, team: Team) -> Result:
     try:
-        trained = train(run, console)
+        trained = train_in(team, run, console)
+        if trained is None:
+            raise RuntimeError("the chief is given what was trained")
         console.line("best", _best(run, trained))
         scored = score(run, trained.model, tell=console.line, status=console.status)
         if channels(run.index.rows) is None:
