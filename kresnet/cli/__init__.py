@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import typer
 
-from kresnet.cli import bench, data, exports, runs, train, tune, zoo
+from kresnet.cli import bench, data, exports, launch, runs, train, tune, zoo
 from kresnet.errors import KresnetError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "check": data.check,
     "train": train.train,
+    "launch": launch.launch,
     "lr-find": train.lr_find,
     "tune": tune.tune,
     "resume": train.resume,

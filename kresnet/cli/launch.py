@@ -1,0 +1,172 @@
+"""The command that starts the workers of one training on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO, Annotated, Any, Final
+
+import typer
+
+from kresnet.errors import ConfigError, Interrupted
+
+_GRACE_S: Final = 120.0
+"""Seconds that the others have to end by themselves when one has; then they are asked, and made."""
+
+_LOOK_S: Final = 0.1
+
+
+def launch(
+    command: Annotated[
+        list[str], typer.Argument(help="The kresnet command, behind --, as -- train photos/.")
+    ],
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 2,
+) -> None:
+    """Start the workers of one training on this machine: launch --workers 2 -- train photos/."""
+    if command[0] not in ("train", "resume"):
+        raise ConfigError(
+            "Workers share a training: `train` or `resume`. "
+            f"Received: {command[0]!r}. Write kresnet launch --workers 2 -- train photos/."
+        )
+    addresses = _addresses(workers)
+    cores, gpus = _shares(sorted(os.sched_getaffinity(0)), workers), _shares(_gpus(), workers)
+    processes = []
+    for rank in range(workers):
+        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+        own = {"TF_CONFIG": json.dumps(cluster), "PYTHONUNBUFFERED": "1"}
+        if gpus[rank]:
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[rank])
+        with _on(cores[rank]):
+            processes.append(_start(rank, command, os.environ | own))
+    with _forwarding(processes):
+        _wait(processes)
+    for thread in threading.enumerate():
+        if thread.name.startswith("worker-"):
+            thread.join()
+    if code := worst([process.returncode for process in processes]):
+        raise typer.Exit(code)
+
+
+def worst(codes: Sequence[int]) -> int:
+    """Return the exit code that says most of a training.
+
+    A mistake counts most. Where a worker was killed, the others end with 5, and so does this: the
+    training can be gone on with.
+
+    Args:
+        codes: Of the processes; minus the number of a signal that has ended one.
+    """
+    mistakes = [code for code in codes if code > 0 and code != Interrupted.exit_code]
+    if mistakes:
+        return mistakes[0]
+    if any(code == Interrupted.exit_code for code in codes):
+        return Interrupted.exit_code
+    return max((128 - code for code in codes if code), default=0)
+
+
+def _addresses(count: int) -> list[str]:
+    """Return addresses with free ports on this machine's loopback."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return addresses
+
+
+def _gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()]
+    folder = Path("/proc/driver/nvidia/gpus")
+    return [str(k) for k, _ in enumerate(folder.iterdir())] if folder.is_dir() else []
+
+
+def _shares(things: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """Divide things evenly; where there are too few for all, each has all of them."""
+    if len(things) < count:
+        return [things] * count
+    return [things[len(things) * k // count : len(things) * (k + 1) // count] for k in range(count)]
+
+
+@contextmanager
+def _on(cores: Sequence[int]) -> Iterator[None]:
+    """Have what is started in here stay on some cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _start(rank: int, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a worker whose lines begin with its number; the chief's results stay as they are."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kresnet", *command],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=None if rank == 0 else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C comes once, from here
+    )
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            arguments = (stream, f"[{rank}] ".encode())
+            threading.Thread(target=_say, args=arguments, name=f"worker-{rank}").start()
+    return process
+
+
+def _say(stream: IO[bytes], prefix: bytes) -> None:
+    for line in stream:
+        sys.stderr.buffer.write(prefix + line)
+        sys.stderr.buffer.flush()
+
+
+@contextmanager
+def _forwarding(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Pass Ctrl-C and SIGTERM on to the workers, which save and end."""
+
+    def forward(kind: int, frame: FrameType | None) -> None:
+        _tell(processes, signal.SIGTERM)
+
+    before = {kind: signal.signal(kind, forward) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _tell(processes: Sequence[subprocess.Popen[bytes]], kind: signal.Signals) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(kind)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for the chief, and a while for the others once one of them has failed or all is done."""
+    ended: float | None = None
+    asked = False
+    while any(process.poll() is None for process in processes):
+        now = time.monotonic()
+        if ended is None and (
+            processes[0].poll() is not None or any(process.poll() for process in processes)
+        ):
+            ended = now
+        if ended is not None and now - ended > _GRACE_S * (1 + asked):
+            _tell(processes, signal.SIGKILL if asked else signal.SIGTERM)
+            asked = True
+        time.sleep(_LOOK_S)
