@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def cores() -> int:
@@ -40,3 +44,35 @@ def processor() -> str:
     said = {name.strip(): value.strip() for name, value in pairs}
     known = [said[name] for name in ("model name", "cpu family", "model") if name in said]
     return " ".join(known) or platform.processor() or platform.machine()
+
+
+def free_addresses(count: int) -> list[str]:
+    """Return addresses with free ports on this machine's loopback."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return addresses
+
+
+def shares(things: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """Divide things evenly; where there are too few for all, each has all of them."""
+    if len(things) < count:
+        return [things] * count
+    return [things[len(things) * k // count : len(things) * (k + 1) // count] for k in range(count)]
+
+
+@contextmanager
+def staying_on(cores: Sequence[int]) -> Iterator[None]:
+    """Have what is started in here stay on some cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO, Annotated, Any, Final
+from typing import IO, Annotated, Final
 
 import typer
 
 from kresnet.errors import ConfigError, Interrupted
+from kresnet.machine import free_addresses, own_cores, shares, staying_on
 
 _GRACE_S: Final = 120.0
 """Seconds that the others have to end by themselves when one has; then they are asked, and made."""
@@ -38,15 +38,21 @@ def launch(
             "Workers share a training: `train` or `resume`. "
             f"Received: {command[0]!r}. Write kresnet launch --workers 2 -- train photos/."
         )
-    addresses = _addresses(workers)
-    cores, gpus = _shares(sorted(os.sched_getaffinity(0)), workers), _shares(_gpus(), workers)
+    gpus = _gpus()
+    if 0 < len(gpus) < workers:
+        raise ConfigError(
+            f"Each worker needs a GPU of its own. Received: workers={workers}, and {len(gpus)} "
+            "GPUs. Start fewer, or set CUDA_VISIBLE_DEVICES= for none."
+        )
+    addresses = free_addresses(workers)
+    cores, own_gpus = shares(own_cores(), workers), shares(gpus, workers)
     processes = []
     for rank in range(workers):
         cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
         own = {"TF_CONFIG": json.dumps(cluster), "PYTHONUNBUFFERED": "1"}
-        if gpus[rank]:
-            own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[rank])
-        with _on(cores[rank]):
+        if own_gpus[rank]:
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(own_gpus[rank])
+        with staying_on(cores[rank]):
             processes.append(_start(rank, command, os.environ | own))
     with _forwarding(processes):
         _wait(processes)
@@ -74,17 +80,6 @@ def worst(codes: Sequence[int]) -> int:
     return max((128 - code for code in codes if code), default=0)
 
 
-def _addresses(count: int) -> list[str]:
-    """Return addresses with free ports on this machine's loopback."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-    for one in sockets:
-        one.close()
-    return addresses
-
-
 def _gpus() -> list[str]:
     """Return the GPUs that this process may use, as CUDA names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -92,24 +87,6 @@ def _gpus() -> list[str]:
         return [name.strip() for name in visible.split(",") if name.strip()]
     folder = Path("/proc/driver/nvidia/gpus")
     return [str(k) for k, _ in enumerate(folder.iterdir())] if folder.is_dir() else []
-
-
-def _shares(things: Sequence[Any], count: int) -> list[Sequence[Any]]:
-    """Divide things evenly; where there are too few for all, each has all of them."""
-    if len(things) < count:
-        return [things] * count
-    return [things[len(things) * k // count : len(things) * (k + 1) // count] for k in range(count)]
-
-
-@contextmanager
-def _on(cores: Sequence[int]) -> Iterator[None]:
-    """Have what is started in here stay on some cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _start(rank: int, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -293,9 +294,15 @@ def assembled(text: str | None = None) -> Team:
     if cluster:
         return Team(_of_hosts(cluster), cluster)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return _of_host(tuple(device.name for device in devices))
+
+
+@cache
+def _of_host(devices: tuple[str, ...]) -> Team:
+    """Return a process's only team: TensorFlow would take messages of a second for the first's."""
     if len(devices) < 2:
         return ALONE
-    return Team(tf.distribute.MirroredStrategy([device.name for device in devices]))
+    return Team(tf.distribute.MirroredStrategy(devices))
 
 
 def _of_hosts(cluster: Cluster) -> tf.distribute.Strategy:

@@ -31,8 +31,8 @@ ALLOWED = {
         "workflow", "tune", "kresnet",
     },
     "cli": {
-        "errors", "console", "zoo", "data", "evaluate", "export", "serve", "workflow", "bench",
-        "tune", "kresnet",
+        "errors", "machine", "console", "zoo", "data", "evaluate", "export", "serve", "workflow",
+        "bench", "tune", "kresnet",
     },
     "__init__": {"errors", "zoo", "train", "workflow"},
     "__main__": {"cli"},
