@@ -22,8 +22,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +35,7 @@ from safetensors.numpy import save_file
 import kresnet
 from kresnet.data.scan import Index
 from kresnet.errors import ConfigError, ResourceError
+from kresnet.files import whole_file
 from kresnet.train.recipe import Recipe
 from kresnet.zoo import Preprocessing
 
@@ -220,18 +220,6 @@ def as_guest(folder: Path, files: Mapping[str, str]) -> Guest:
     for name, text in files.items():
         (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     return Guest(folder)
-
-
-@contextmanager
-def whole_file(file: Path) -> Iterator[Path]:
-    """Give a path to write to that becomes `file` in one step: a reader never sees half."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)  # on a full disk, half a file is in the way
-        raise
 
 
 def environment() -> dict[str, Any]:

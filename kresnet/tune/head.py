@@ -214,7 +214,7 @@ class Features:
         """Return features float32 `(n, c)` and labels `(n,)` of a split as it is seen."""
         import numpy as np
 
-        from kresnet.train.run import whole_file
+        from kresnet.files import whole_file
 
         key = (str(split), view.crop, view.mirror)
         if key not in self._known:

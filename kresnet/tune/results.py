@@ -19,7 +19,7 @@ from markupsafe import Markup
 from kresnet.console import duration
 from kresnet.data.templates import template
 from kresnet.errors import ResourceError
-from kresnet.train.run import whole_file
+from kresnet.files import whole_file
 from kresnet.train.score import wilson_interval
 from kresnet.tune import board
 from kresnet.tune.charts import bars, history, parallel, value_text

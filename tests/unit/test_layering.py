@@ -13,25 +13,33 @@ PACKAGE = Path(__file__).parents[2] / "kresnet"
 ALLOWED = {
     "errors": set(),
     "machine": set(),
+    "files": set(),
+    "cluster": {"errors"},
     "console": {"errors"},
     "zoo": {"errors"},
     "data": {"errors", "machine", "zoo"},
-    "train": {"errors", "machine", "console", "zoo", "data", "kresnet"},
+    "train": {"errors", "machine", "files", "console", "zoo", "data", "kresnet"},
     "evaluate": {"errors", "machine", "zoo", "data", "train"},
     "export": {"errors", "zoo", "data.pixels"},
     "serve": {"errors", "machine", "zoo", "data.light", "data.pixels", "export.contract"},
+    "batch": {
+        "errors", "machine", "files", "cluster", "console", "data", "train.signals", "export",
+        "serve", "kresnet",
+    },
     "workflow": {
         "errors", "console", "zoo", "data", "train", "evaluate", "export", "serve", "kresnet",
     },
     "tune": {
-        "errors", "machine", "console", "zoo", "data", "train", "evaluate", "workflow", "kresnet",
+        "errors", "machine", "files", "cluster", "console", "zoo", "data", "train", "evaluate",
+        "workflow", "kresnet",
     },
     "bench": {
         "errors", "machine", "console", "zoo", "data", "train", "evaluate", "export", "serve",
         "workflow", "tune", "kresnet",
     },
     "cli": {
-        "errors", "machine", "console", "zoo", "data", "evaluate", "export", "serve", "workflow",
+        "errors", "machine", "console", "zoo", "data", "evaluate", "export", "serve",
+        "batch", "workflow",
         "bench", "tune", "kresnet",
     },
     "__init__": {"errors", "zoo", "train", "workflow"},
