@@ -8,7 +8,10 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+CORES: Final = "KRESNET_CORES"
+"""Environment variable: the cores to stay on, as "0,1"; empty or absent is all."""
 
 
 def cores() -> int:
@@ -21,6 +24,13 @@ def own_cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def stay_on_cores() -> None:
+    """Keep this process to the cores that it was given, before anything counts them."""
+    given = {int(core) for core in os.environ.get(CORES, "").split(",") if core}
+    if given and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, given)
 
 
 def memory() -> int:
@@ -76,3 +86,35 @@ def staying_on(cores: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+class Place:
+    """What one of several processes side by side has for itself: cores, and a GPU if there are any.
+
+    Args:
+        number: Of the process, from 0.
+        cores: Numbers of the cores that all share.
+        jobs: Processes side by side.
+        gpus: GPUs of this machine; each process is given one in turn.
+    """
+
+    def __init__(self, number: int, cores: Sequence[int], jobs: int, gpus: int) -> None:
+        each = max(len(cores) // jobs, 1)
+        first = number * each % max(len(cores) - each + 1, 1)
+        self.cores = cores[first : first + each]
+        self.gpu = number % gpus if gpus else None
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of a process here, which is to call `stay_on_cores`."""
+        threads = str(len(self.cores))
+        own = {
+            CORES: ",".join(map(str, self.cores)),
+            "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+            "PYTHONUNBUFFERED": "1",
+        }
+        for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+            own[name] = os.environ.get(name, threads)
+        if self.gpu is not None:
+            known = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+            own["CUDA_VISIBLE_DEVICES"] = known[self.gpu] if known else str(self.gpu)
+        return dict(os.environ) | own

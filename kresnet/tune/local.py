@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from kresnet.errors import ConfigError
-from kresnet.machine import own_cores
+from kresnet.machine import Place, own_cores
 from kresnet.tune.executors import Job, Outcome
-from kresnet.tune.worker import CORES, OUTCOME, outcome_of
+from kresnet.tune.worker import OUTCOME, outcome_of
 
 LOG: Final = "worker.log"
 """Name of the file with everything that a worker says, in its run."""
@@ -56,7 +56,7 @@ class Local:
             jobs = gpus or max(len(cores) // CORES_EACH, 1)
         if jobs < 1:
             raise ConfigError(f"`jobs` must be 1 or more, or auto. Received: jobs={jobs}.")
-        self._places = [_Place(k, cores, jobs, gpus) for k in range(jobs)]
+        self._places = [Place(k, cores, jobs, gpus) for k in range(jobs)]
         self._limits, self._command = _Limits(memory_bytes, idle_s), tuple(command)
         self._running: dict[int, _Process] = {}  # by place
 
@@ -96,35 +96,10 @@ class _Limits:
     idle_s: float
 
 
-class _Place:
-    """What a trial has for itself: its share of the cores, and a GPU if there are any."""
-
-    def __init__(self, number: int, cores: Sequence[int], jobs: int, gpus: int) -> None:
-        each = max(len(cores) // jobs, 1)
-        first = number * each % max(len(cores) - each + 1, 1)
-        self.cores = cores[first : first + each]
-        self.gpu = number % gpus if gpus else None
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment of a worker here."""
-        threads = str(len(self.cores))
-        own = {
-            CORES: ",".join(map(str, self.cores)),
-            "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-            "PYTHONUNBUFFERED": "1",
-        }
-        for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
-            own[name] = os.environ.get(name, threads)
-        if self.gpu is not None:
-            known = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-            own["CUDA_VISIBLE_DEVICES"] = known[self.gpu] if known else str(self.gpu)
-        return dict(os.environ) | own
-
-
 class _Process:
     """A worker under way, in a process group of its own."""
 
-    def __init__(self, job: Job, command: Sequence[str], place: _Place, limits: _Limits) -> None:
+    def __init__(self, job: Job, command: Sequence[str], place: Place, limits: _Limits) -> None:
         self._job, self._limits = job, limits
         self._started = self._looked = time.monotonic()
         self._computed_s = 0.0  # seconds of a processor, when it was looked at

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kresnet.errors import ConfigError, DataError, Interrupted, KresnetError
+from kresnet.machine import stay_on_cores
 from kresnet.tune.executors import Job, Kind, Outcome
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 OUTCOME: Final = "outcome.json"
 """Name of the file that a worker leaves in the run."""
-
-CORES: Final = "KRESNET_CORES"
-"""Environment variable: the cores to stay on, as "0,1"; empty or absent is all."""
 
 
 def work(job: Job, console: Console) -> Outcome:
@@ -212,17 +210,11 @@ def _follow_the_search() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _stay_on_cores(text: str) -> None:
-    cores = {int(core) for core in text.split(",") if core}
-    if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
-
-
 def main(arguments: list[str]) -> int:
     """Do the job of a file, write its outcome, and return the exit code."""
     if "--leash" in arguments:
         _follow_the_search()
-    _stay_on_cores(os.environ.get(CORES, ""))  # before TensorFlow counts them
+    stay_on_cores()  # before TensorFlow counts them
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     fields: dict[str, Any] = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
