@@ -10,8 +10,6 @@ kresnet: trials go on from the files of others.
 
 from __future__ import annotations
 
-import logging
-import os
 import socket
 import sys
 import time
@@ -20,12 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from kresnet.errors import ConfigError, ResourceError
+from kresnet.cluster import connect, import_ray, line_of
+from kresnet.errors import ConfigError
 from kresnet.tune.executors import Job, Outcome
 from kresnet.tune.local import CORES_EACH, Local
 
 _LOOK_S: Final = 0.2  # between two looks at a worker
-_REACH_S: Final = 10.0  # for the head of a cluster to answer
 _GRACE_S: Final = 30.0  # for workers that are asked to save and end
 _WORKER: Final = (sys.executable, "-m", "kresnet.tune.worker")
 
@@ -64,10 +62,10 @@ class Ray:
                 "There is 1 trial or more at a time, of 1 core or more, and no GPU, a part of one "
                 f"or some. Received: jobs={jobs}, cpus={cpus}, gpus={gpus}."
             )
-        self._ray = _ray()
+        self._ray = import_ray()
         self._own = not self._ray.is_initialized()
         if self._own:
-            _connect(self._ray, address)
+            connect(self._ray, address)
         self._most = jobs
         if cpus is None:
             cpus = int(max(min(CORES_EACH, self._largest("CPU")), 1))
@@ -170,7 +168,7 @@ class _Task:
         except errors.TaskCancelledError:
             return self._failed("Ended by the search.", kind="killed")
         except errors.RayTaskError as error:
-            why = _line(error.cause if error.cause is not None else error)
+            why = line_of(error.cause if error.cause is not None else error)
             return self._failed(
                 f"A machine of the cluster could not do the job ({why}). Install the same kresnet "
                 "on all of them.",
@@ -214,56 +212,3 @@ def _do(
 
 def _needed(job: Job) -> list[str]:
     return [job.index, str(Path(job.directory).parent)]
-
-
-def _ray() -> ModuleType:
-    """Import Ray.
-
-    Raises:
-        ResourceError: It is not installed; the message says how to.
-    """
-    # It reports what it is used for to its makers, unless it is told not to.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise ResourceError(
-            f"A search on a cluster needs Ray. Received: {error.name!r} missing. "
-            "Install it: pip install 'kresnet[cluster]'"
-        ) from None
-    return ray
-
-
-def _connect(ray: ModuleType, address: str | None) -> None:
-    """Connect to a cluster, or start one.
-
-    Raises:
-        ResourceError: There is none.
-    """
-    try:
-        if address:
-            _reach(address)  # Ray itself would try for many minutes
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({} if address else {"include_dashboard": False}),
-        )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ResourceError(
-            f"There must be a Ray cluster at its address. Received: ray={address!r} "
-            f"({_line(error)}). Start one with: ray start --head"
-        ) from None
-
-
-def _reach(address: str) -> None:
-    """Raise an OSError where nothing listens at "host:port", with or without a protocol."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
-
-
-def _line(error: BaseException) -> str:
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}"[:300]
