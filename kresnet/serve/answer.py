@@ -56,6 +56,9 @@ class Answering(Protocol):
     ) -> list[Answer | None]:
         """Answer for image files, in order; None for one that is no image."""
 
+    def answer(self, images: Sequence[bytes], *, mirror: bool = False) -> list[Answer | None]:
+        """Answer for encoded images, all of them in memory; None for one that is no image."""
+
 
 def named(scores: np.ndarray, contract: Contract) -> Answer:
     """Return the answer that probabilities `(k,)` are."""

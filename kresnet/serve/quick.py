@@ -7,7 +7,7 @@ the usual files to the same pixels (`data.light`). For others, TensorFlow is loa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -142,15 +142,22 @@ class QuickEngine(Answering):
             DataError: A file cannot be read.
         """
         answers: list[Answer | None] = []
-        with ThreadPoolExecutor(cores()) as pool:
-            for start in range(0, len(paths), _AT_ONCE):
-                contents = [read_image(path) for path in paths[start : start + _AT_ONCE]]
-                decoded = pool.map(light.decode, contents)
-                for encoded, found in zip(contents, decoded, strict=True):
-                    image = self._decoded(encoded) if found is None else found
-                    answers.append(None if image is None else self._answer(image, mirror))
-                    progress(len(answers))
+        for start in range(0, len(paths), _AT_ONCE):
+            contents = [read_image(path) for path in paths[start : start + _AT_ONCE]]
+            for answer in self._answers(contents, mirror):
+                answers.append(answer)
+                progress(len(answers))
         return answers
+
+    def answer(self, images: Sequence[bytes], *, mirror: bool = False) -> list[Answer | None]:
+        """Answer for encoded images, all of them in memory; None for one that is no image."""
+        return list(self._answers(images, mirror))
+
+    def _answers(self, images: Sequence[bytes], mirror: bool) -> Iterator[Answer | None]:
+        with ThreadPoolExecutor(cores()) as pool:
+            for encoded, found in zip(images, pool.map(light.decode, images), strict=True):
+                image = self._decoded(encoded) if found is None else found
+                yield None if image is None else self._answer(image, mirror)
 
     def _decoded(self, contents: bytes) -> np.ndarray | None:
         """Decode by TensorFlow what cannot be done without it; None for what is no image."""
