@@ -15,9 +15,9 @@ from pathlib import Path, PurePath
 from typing import Any, Final
 
 from kresnet.data import duplicates
-from kresnet.data.examine import Facts, is_named_image
+from kresnet.data.examine import Facts
 from kresnet.data.findings import Finding, Severity, each, printable
-from kresnet.data.items import Item, Problem
+from kresnet.data.items import Item, Problem, is_named_image
 from kresnet.data.scan_cache import examine_all
 from kresnet.data.sources import Listing, listing
 from kresnet.data.tree import Tree, folded

@@ -18,16 +18,13 @@ import numpy as np
 import tensorflow as tf
 
 from kresnet.data import headers, pixels
-from kresnet.data.items import Item, is_url
+from kresnet.data.items import Item, is_named_image, is_url
 from kresnet.data.look import look
 from kresnet.data.traits import Measure, is_renamed, measure
 
 MAX_BYTES: Final = 4 * pixels.MAX_PIXELS
 """Longer files are refused unread: an image of `MAX_PIXELS` fits, whatever its format."""
 
-_IMAGE_NAME: Final = re.compile(
-    r"\.(jpe?g|jpe|jfif|png|bmp|dib|gif|webp|tiff?|hei[cf]|avif|jxl|jp2|psd|svg)", re.IGNORECASE
-)
 _DECODABLE: Final = {"JPEG", "PNG", "BMP", "GIF", "WebP"}
 _SIGNATURES: Final = (
     ("JPEG", rb"\xff\xd8\xff"),
@@ -112,11 +109,6 @@ def examine(item: Item) -> Facts | str | None:
             return _facts(kind, contents, name, measured)
     except tf.errors.OpError as error:
         return _reason(kind, contents, error.message)
-
-
-def is_named_image(path: PurePath) -> bool:
-    """Return whether the extension is that of an image, of a format we can decode or not."""
-    return _IMAGE_NAME.fullmatch(path.suffix) is not None
 
 
 def _bytes_per_pixel(contents: bytes, measured: Measure) -> int:

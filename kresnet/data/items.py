@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal, Protocol
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import numpy as np
-import tensorflow as tf
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 Split = Literal["train", "val", "test"]
 
@@ -23,6 +26,10 @@ SPLITS: Final[dict[str, Split]] = {
     "test": "test",
 }
 """What people call the splits, in lower case."""
+
+_IMAGE_NAME: Final = re.compile(
+    r"\.(jpe?g|jpe|jfif|png|bmp|dib|gif|webp|tiff?|hei[cf]|avif|jxl|jp2|psd|svg)", re.IGNORECASE
+)
 
 WHOLE: Final = -1
 """The size of a part that ends with its file."""
@@ -95,6 +102,11 @@ def full_name(place: Place) -> str:
     return f"{place.path}::{place.member}" if place.member else place.path
 
 
+def is_named_image(path: PurePath) -> bool:
+    """Return whether the extension is that of an image, of a format we can decode or not."""
+    return _IMAGE_NAME.fullmatch(path.suffix) is not None
+
+
 def is_url(path: str) -> bool:
     """Return whether a path is for `tf.io.gfile` and not for the operating system."""
     return "://" in path
@@ -131,6 +143,8 @@ def read(path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     Raises:
         tf.errors.OpError: They cannot be read.
     """
+    import tensorflow as tf
+
     contents = tf.cond(
         size < 0,
         lambda: tf.io.read_file(path),
@@ -183,6 +197,8 @@ def _cut(path: str) -> OSError:
 
 
 def _read_url(path: str, offset: int, size: int) -> bytes:
+    import tensorflow as tf
+
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             file.seek(offset)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from kresnet.data.examine import is_named_image
 from kresnet.data.findings import Finding, each, printable
+from kresnet.data.items import is_named_image
 from kresnet.data.sources.layout import is_hidden
 
 

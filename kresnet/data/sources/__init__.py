@@ -83,6 +83,42 @@ def _folder(root: Path) -> Listing:
     return folder.listing(root)
 
 
+def unlabelled(source: str | Path) -> Listing:
+    """List the images of a source for an answer to each, whatever their labels are.
+
+    Args:
+        source: As in `listing`, where manifests and records may be without labels, and a folder is
+            every image in it, hidden ones left out, in order.
+
+    Returns:
+        Items whose labels and splits mean nothing.
+
+    Raises:
+        DataError: There is no such source, or no image in it.
+        ResourceError: A package that it needs is not installed.
+    """
+    from kresnet.data.sources import folder, manifest, shards
+
+    root = Path(os.path.abspath(source))
+    if is_tfds(source) or (root / shards.MANIFEST).is_file():
+        listed = listing(source)
+    elif root.is_dir():
+        found = shards.find_shards(root)
+        listed = shards.listing(found, root, labelled=False) if found else folder.images(root)
+    elif root.is_file() and root.suffix.lower() in manifest.SUFFIXES:
+        listed = manifest.listing(root, labelled=False)
+    elif root.is_file() and shards.is_shard(root.name):
+        listed = shards.listing([root], root.parent, labelled=False)
+    else:
+        listed = listing(source)
+    if not listed.items:
+        raise DataError(
+            f"There must be an image to answer for. Received: {str(source)!r}, a "
+            f"{listed.description} with none."
+        )
+    return listed
+
+
 def is_tfds(source: str | Path) -> bool:
     """Return whether a source is a data set of TFDS by name, and so not a path."""
     return str(source).startswith("tfds:")

@@ -18,8 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, Final, NamedTuple
 
-from kresnet.data.examine import is_named_image
-from kresnet.data.items import Item, Problem
+from kresnet.data.items import Item, Problem, is_named_image
 from kresnet.data.sources import Listing
 from kresnet.data.sources.layout import LAYOUT, Parts, arrange, is_hidden, split_folders
 from kresnet.data.sources.unpacked import bomb, most_bytes, unpacked

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from kresnet.data.items import Item, Problem
+from kresnet.data.items import Item, Problem, is_named_image
 from kresnet.data.sources import Listing
 from kresnet.data.sources.layout import LAYOUT, Parts, arrange, is_hidden, split_folders
 
@@ -50,6 +50,17 @@ def listing(root: Path) -> Listing:
         tuple((c.split, c.label, _path(top, c.parts)) for c in layout.classes),
         LAYOUT,
     )
+
+
+def images(root: Path) -> Listing:
+    """List every image in a folder and the folders in it, in order, whatever their names mean.
+
+    Args:
+        root: Absolute path of the folder.
+    """
+    top = str(root)
+    found = (parts for parts in _files(top, (), ()) if is_named_image(PurePath(parts[-1])))
+    return Listing(top, tuple(Item(_path(top, parts), "") for parts in found), (), "folder")
 
 
 def _files(top: str, parts: Parts, above: tuple[str, ...]) -> Iterator[Parts]:

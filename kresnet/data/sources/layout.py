@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
-from kresnet.data.examine import is_named_image
-from kresnet.data.items import SPLITS, Split
+from kresnet.data.items import SPLITS, Split, is_named_image
 from kresnet.errors import DataError
 
 Parts = tuple[str, ...]

@@ -34,18 +34,19 @@ class _Line(NamedTuple):
     values: Mapping[str, Any]
 
 
-def listing(file: Path) -> Listing:
+def listing(file: Path, *, labelled: bool = True) -> Listing:
     """List the images of a manifest; relative paths are from the folder that it is in.
 
     Args:
         file: Absolute path of a `.csv`, `.jsonl` or `.parquet` file.
+        labelled: Whether each line must have a label; else the column is of no account.
 
     Raises:
         DataError: The table cannot be read, lacks a column, or a line is wrong; the message tells
             the line.
         ResourceError: It is Parquet and pyarrow is not installed.
     """
-    items, problems = _items(file, None)
+    items, problems = _items(file, None, labelled)
     return Listing(str(file.parent), tuple(items), tuple(problems), "manifest", (), _ADVICE)
 
 
@@ -115,13 +116,15 @@ def _has_labels(file: Path) -> bool:
     return True
 
 
-def _items(file: Path, split: Split | None) -> tuple[list[Item], list[Problem]]:
+def _items(
+    file: Path, split: Split | None, labelled: bool = True
+) -> tuple[list[Item], list[Problem]]:
     """Read a table; an image that comes twice counts once if its labels agree."""
     seen: dict[str, tuple[str, int]] = {}
     items: list[Item] = []
     problems: list[Problem] = []
-    for line in _lines(file):
-        item = _item(file, line, split)
+    for line in _lines(file, labelled):
+        item = _item(file, line, split, labelled)
         label, before = seen.setdefault(item.path, (item.label, line.number))
         if label != item.label:
             raise _wrong(
@@ -137,11 +140,13 @@ def _items(file: Path, split: Split | None) -> tuple[list[Item], list[Problem]]:
     return items, problems
 
 
-def _item(file: Path, line: _Line, split: Split | None) -> Item:
+def _item(file: Path, line: _Line, split: Split | None, labelled: bool = True) -> Item:
     values = line.values
     path = next((str(values[name]) for name in _PATHS if values.get(name) not in (None, "")), "")
     if not path:
         raise _wrong(file, line, "none", "Every line must have a path", "Fill it in.")
+    if not labelled:
+        return Item(_absolute(file, line, path), "")
     label = values.get("label")
     if label is None or label != label or str(label) == "":
         raise _wrong(file, line, "none", "Every line must have a label", "Fill it in.")
@@ -197,11 +202,11 @@ def _wrong(file: Path, line: _Line, received: str, expected: str, fix: str) -> D
     return DataError(f"{expected}. Received: {received}, in line {line.number} of {file}. {fix}")
 
 
-def _lines(file: Path) -> Iterator[_Line]:
+def _lines(file: Path, labelled: bool = True) -> Iterator[_Line]:
     """Yield the lines of a table after checking that it has the columns that are needed."""
     read = {".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}[file.suffix.lower()]
     try:
-        yield from read(file)
+        yield from read(file, labelled)
     except UnicodeDecodeError as error:
         raise DataError(
             f"A manifest must be text in UTF-8. Received: {file} ({error.reason} at byte "
@@ -213,7 +218,7 @@ def _lines(file: Path) -> Iterator[_Line]:
         ) from None
 
 
-def _csv(file: Path) -> Iterator[_Line]:
+def _csv(file: Path, labelled: bool) -> Iterator[_Line]:
     # Python's limit of 128 KiB a field keeps a missing quote from swallowing a large file.
     with file.open(encoding="utf-8-sig", errors="strict", newline="") as stream:
         head = stream.readline()
@@ -221,7 +226,7 @@ def _csv(file: Path) -> Iterator[_Line]:
         reader = csv.reader(stream, delimiter=max(",;\t", key=head.count), strict=True)
         try:
             columns = [name.strip() for name in next(reader, [])]
-            _check_columns(file, columns)
+            _check_columns(file, columns, labelled)
             for row in reader:
                 line = _Line(reader.line_num, dict(zip(columns, row, strict=False)))
                 if len(row) > len(columns):
@@ -238,7 +243,7 @@ def _csv(file: Path) -> Iterator[_Line]:
             ) from None
 
 
-def _json_lines(file: Path) -> Iterator[_Line]:
+def _json_lines(file: Path, labelled: bool) -> Iterator[_Line]:
     with file.open(encoding="utf-8-sig") as stream:
         for number, text in enumerate(stream, 1):
             if not text.strip():
@@ -253,11 +258,11 @@ def _json_lines(file: Path) -> Iterator[_Line]:
                     file, line, repr(text.strip()[:40]), "Every line must be a JSON object",
                     'Write it as {"path": "a.jpg", "label": "ant"}.',
                 )  # fmt: skip
-            _check_columns(file, tuple(values), number)
+            _check_columns(file, tuple(values), labelled, number)
             yield line
 
 
-def _parquet(file: Path) -> Iterator[_Line]:
+def _parquet(file: Path, labelled: bool) -> Iterator[_Line]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -268,7 +273,7 @@ def _parquet(file: Path) -> Iterator[_Line]:
     try:
         with parquet.ParquetFile(file) as table:
             names = table.schema_arrow.names
-            _check_columns(file, names)
+            _check_columns(file, names, labelled)
             wanted = [n for n in names if n in (*_PATHS, "label", "split", "group", "weight")]
             number = 0
             for batch in table.iter_batches(columns=wanted):
@@ -282,10 +287,13 @@ def _parquet(file: Path) -> Iterator[_Line]:
         ) from None
 
 
-def _check_columns(file: Path, columns: Sequence[str], line: int | None = None) -> None:
-    if not any(name in columns for name in _PATHS) or "label" not in columns:
+def _check_columns(
+    file: Path, columns: Sequence[str], labelled: bool, line: int | None = None
+) -> None:
+    if not any(name in columns for name in _PATHS) or (labelled and "label" not in columns):
         where = f"line {line} of {file}" if line else f"{file}"
+        needed = "columns path (or file_name) and label" if labelled else "column path or file_name"
         raise DataError(
-            f"A manifest must have the columns path (or file_name) and label. Received: "
+            f"A manifest must have the {needed}. Received: "
             f"{', '.join(columns) or 'none'} in {where}. Name them so."
         )

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import tensorflow as tf
-
 from kresnet.data.items import SPLITS, Item, Problem, Split, is_url
 from kresnet.data.sources import Listing
 from kresnet.data.sources.unpacked import unpacked
@@ -59,7 +57,10 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What the features of a record are called, and the names of the classes, if it has numbers."""
+    """What the features of a record are called, and the names of the classes, if it has numbers.
+
+    Without a name for labels, none are read.
+    """
 
     image: str
     label: str
@@ -80,12 +81,13 @@ def find_shards(folder: Path) -> list[Path]:
         return sorted(folder / entry.name for entry in entries if is_shard(entry.name))
 
 
-def listing(files: Sequence[Path], root: Path) -> Listing:
+def listing(files: Sequence[Path], root: Path, *, labelled: bool = True) -> Listing:
     """List the images of files of records, whose names say the split: train, validation or test.
 
     Args:
         files: Absolute paths; of a set `-00000-of-00004` all must be there.
         root: The folder.
+        labelled: Whether images without a label are left out; else labels are of no account.
 
     Raises:
         DataError: A file is damaged or missing, or its records hold no images with labels.
@@ -96,7 +98,7 @@ def listing(files: Sequence[Path], root: Path) -> Listing:
     shards = [Shard(str(f), split) for f, split in zip(files, splits, strict=True)]
     names = next((root / name for name in _NAMES if (root / name).is_file()), None)
     classes = tuple(names.read_text("utf-8").splitlines()) if names else ()
-    return listing_of(shards, _guess_keys(shards[0], classes), str(root), "shards")
+    return listing_of(shards, _guess_keys(shards[0], classes, labelled), str(root), "shards")
 
 
 def packed_listing(folder: Path) -> Listing:
@@ -152,6 +154,8 @@ def _item(
     shard: Shard, number: int, path: str, offset: int, record: bytes, keys: Keys
 ) -> Item | None:
     """Return the image of a record, or None if it has no label."""
+    import tensorflow as tf
+
     try:
         features = tf.train.Example.FromString(record).features.feature
     except Exception as error:  # protobuf's errors are of several kinds
@@ -160,7 +164,7 @@ def _item(
     if len(image) != 1:
         raise _unlike(shard.path, number, f"{len(image)} encoded images called {keys.image!r}")
     label = _text(features[keys.label], keys.classes) if keys.label in features else ""
-    if not label:
+    if not label and keys.label:
         return None
     name = _text(features[keys.name]) if keys.name else ""
     weights = features[keys.weight].float_list.value if keys.weight else ()
@@ -193,16 +197,18 @@ def _unlike(path: str, number: int, found: str) -> DataError:
     )
 
 
-def _guess_keys(shard: Shard, classes: tuple[str, ...]) -> Keys:
+def _guess_keys(shard: Shard, classes: tuple[str, ...], labelled: bool) -> Keys:
+    import tensorflow as tf
+
     first = next(_records(shard._replace(take=1)), None)
     if first is None:
-        return Keys(_IMAGES[0], _LABELS[0], classes)
+        return Keys(_IMAGES[0], _LABELS[0] if labelled else "", classes)
     try:
         features = tf.train.Example.FromString(first[2]).features.feature
     except Exception as error:  # protobuf's errors are of several kinds
         raise _unlike(shard.path, 0, "no tf.train.Example") from error
     image = next((k for k in _IMAGES if features[k].bytes_list.value), None)
-    label = next((k for k in _LABELS if _text(features[k])), None)
+    label = next((k for k in _LABELS if _text(features[k])), None) if labelled else ""
     if image is None or label is None:
         found = ", ".join(k for k in sorted(features) if features[k].WhichOneof("kind"))
         raise _unlike(shard.path, 0, f"only {found or 'nothing'}")
@@ -211,6 +217,8 @@ def _guess_keys(shard: Shard, classes: tuple[str, ...]) -> Keys:
 
 def _records(shard: Shard) -> Iterator[tuple[str, int, bytes]]:
     """Yield the wanted records, each with the file and the byte where it can be read again."""
+    import tensorflow as tf
+
     stop = shard.skip + shard.take if shard.take >= 0 else None
     try:
         if not is_url(shard.path) and _is_packed(Path(shard.path)):
@@ -245,6 +253,8 @@ def _is_packed(file: Path) -> bool:
 
 def _pieces(file: Path) -> Iterator[tuple[str, Iterator[bytes] | str]]:
     """Give every record of a file whose records do not stand in it as they are."""
+    import tensorflow as tf
+
     records: Iterator[bytes]
     if "array" in file.name.lower():
         records = _array_records(file)
