@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import numpy as np
 
+from kresnet.data import remote
+from kresnet.data.remote import is_url as is_url
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -40,7 +43,7 @@ class Item:
     """One image of a source before it is read.
 
     Attributes:
-        path: Absolute path of the file that holds the bytes, or a URL of `tf.io.gfile`, as gs://.
+        path: Absolute path of the file that holds the bytes, or a URL, see `kresnet.data.remote`.
         label: Name of its class.
         split: What the source says the image is for, if it does.
         offset: Where the image starts in the file, in bytes.
@@ -107,11 +110,6 @@ def is_named_image(path: PurePath) -> bool:
     return _IMAGE_NAME.fullmatch(path.suffix) is not None
 
 
-def is_url(path: str) -> bool:
-    """Return whether a path is for `tf.io.gfile` and not for the operating system."""
-    return "://" in path
-
-
 def read_bytes(place: Place, limit: int | None = None) -> bytes:
     """Return the bytes of an image, at most the first `limit`.
 
@@ -120,10 +118,11 @@ def read_bytes(place: Place, limit: int | None = None) -> bytes:
     """
     size = place.size if limit is None else min(place.size % 2**63, limit)
     if is_url(place.path):
-        return _read_url(place.path, place.offset, size)
-    with open(place.path, "rb") as file:
-        file.seek(place.offset)
-        contents = file.read(size)
+        contents = remote.read(place.path, place.offset, size)
+    else:
+        with open(place.path, "rb") as file:
+            file.seek(place.offset)
+            contents = file.read(size)
     if limit is None and len(contents) < size:
         raise _cut(place.path)
     return contents
@@ -135,7 +134,8 @@ def read(path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     Args:
         path: Scalar string.
         offset: int64 scalar, where the image starts in the file.
-        size: int64 scalar, its length; negative is the whole file, which Python takes no part in.
+        size: int64 scalar, its length; negative is the whole file, which Python takes no part in
+            unless it is behind a URL.
 
     Returns:
         Scalar string, the bytes.
@@ -145,8 +145,9 @@ def read(path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """
     import tensorflow as tf
 
+    is_file = (size < 0) & ~tf.strings.regex_full_match(path, "(?s)[a-z][a-z0-9+.-]*://.*")
     contents = tf.cond(
-        size < 0,
+        is_file,
         lambda: tf.io.read_file(path),
         lambda: tf.numpy_function(_read_part, [path, offset, size], tf.string),
     )
@@ -181,12 +182,13 @@ def as_files(images: Sequence[Place], folder: Path) -> list[str]:
 def _read_part(path: bytes, offset: np.int64, size: np.int64) -> bytes:
     name = os.fsdecode(path)
     if is_url(name):
-        return _read_url(name, int(offset), int(size))
-    file = os.open(path, os.O_RDONLY)
-    try:
-        contents = os.pread(file, int(size), int(offset))
-    finally:
-        os.close(file)
+        contents = remote.read(name, int(offset), int(size))
+    else:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            contents = os.pread(file, int(size), int(offset))
+        finally:
+            os.close(file)
     if len(contents) < size:
         raise _cut(name)
     return contents
@@ -194,14 +196,3 @@ def _read_part(path: bytes, offset: np.int64, size: np.int64) -> bytes:
 
 def _cut(path: str) -> OSError:
     return OSError(errno.EIO, "its file ends inside of the image", path)
-
-
-def _read_url(path: str, offset: int, size: int) -> bytes:
-    import tensorflow as tf
-
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
-    except tf.errors.OpError as error:
-        raise OSError(errno.EIO, error.message, path) from None

@@ -21,7 +21,14 @@ import tensorflow as tf
 
 from kresnet.data.arrays import channels
 from kresnet.data.scan import Index, Row
-from kresnet.data.sources.shards import MANIFEST
+from kresnet.data.sources.packed import (
+    IMAGES,
+    LOOKS,
+    MANIFEST,
+    RECORD_HEAD,
+    RECORD_TAIL,
+    write_images,
+)
 from kresnet.errors import ConfigError, DataError, ResourceError
 
 _SHARD_BYTES: Final = 2**27
@@ -145,6 +152,7 @@ class _Writer:
         self.lengths: dict[str, list[int]] = {}
         self.bytes: dict[str, int] = {}
         self._manifest: list[dict[str, object]] = []
+        self._images: list[tuple[int, int, int, Row, str]] = []
         # Only where no image has a split is there none to keep.
         self._is_split = any(row.split for row in index.rows)
 
@@ -154,21 +162,26 @@ class _Writer:
         for number in range(count):
             part = rows[len(rows) * number // count : len(rows) * (number + 1) // count]
             path = self.folder / f"{self.name}-{split}.tfrecord-{number:05d}-of-{count:05d}"
+            position = 0
             with tf.io.TFRecordWriter(str(path)) as file:
                 for row in part:
-                    record = self._record(row)
+                    contents = self._contents(row)
+                    record = self._record(row, contents)
                     file.write(record)
+                    start = position + RECORD_HEAD + record.find(contents)
+                    name = _row_name(self.index, row)
+                    self._images.append((len(self._manifest), start, len(contents), row, name))
+                    position += RECORD_HEAD + len(record) + RECORD_TAIL
                     self.bytes[split] += len(record)
                     self._written()
             self.lengths[split].append(len(part))
-            with path.open("rb") as shard:
-                digest = hashlib.file_digest(shard, "sha256").hexdigest()
             self._manifest.append(
                 {
                     "file": path.name,
                     "split": split if self._is_split else "",
                     "images": len(part),
-                    "sha256": digest,
+                    "bytes": position,
+                    "sha256": _sum(path),
                 }
             )
 
@@ -179,13 +192,16 @@ class _Writer:
         sizes = (os.path.getsize(row.path) if row.size < 0 else row.size for row in rows)
         return min(-(-sum(sizes) // _SHARD_BYTES), len(rows)) or 1
 
-    def _record(self, row: Row) -> bytes:
+    def _contents(self, row: Row) -> bytes:
         contents = row.read()
         if hashlib.sha256(contents).hexdigest() != row.digest:
             raise DataError(
                 f"Images must stay as they are while they are packed. Received: {row.name!r}, "
                 "which has changed. Pack again."
             )
+        return contents
+
+    def _record(self, row: Row, contents: bytes) -> bytes:
         name = _row_name(self.index, row).encode(*_TEXT)
         features = {
             "image": _bytes(contents),
@@ -198,8 +214,21 @@ class _Writer:
         return bytes(example.SerializeToString(deterministic=True))
 
     def write_manifest(self) -> None:
-        said = {"version": 1, "classes": self.index.classes, "shards": self._manifest}
+        write_images(self.folder, self._images)
+        said = {
+            "version": 1,
+            "classes": self.index.classes,
+            "shards": self._manifest,
+            "images": [
+                {"file": name, "sha256": _sum(self.folder / name)} for name in (IMAGES, LOOKS)
+            ],
+        }
         (self.folder / MANIFEST).write_text(json.dumps(said, indent=1) + "\n", "utf-8")
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bytes(value: bytes) -> tf.train.Feature:

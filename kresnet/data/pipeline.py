@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import tensorflow as tf
 
-from kresnet.data import arrays, balance, items, lost, pixels, shrinking
+from kresnet.data import arrays, balance, items, lost, pixels, remote, shrinking
 from kresnet.data.augment import STREAMS, Augmentation
 from kresnet.data.augment.mixing import mix
 from kresnet.data.scan import Problem, Row
@@ -58,7 +58,8 @@ def evaluation_batches(
 
     labels = np.array([row.label for row in rows], np.int32)
     dataset = tf.data.Dataset.from_tensor_slices((*items.places(rows), labels))
-    return _prefetched(dataset.map(_plain(load), _THREADS).batch(batch_size))
+    threads = _threads(rows)
+    return _prefetched(dataset.map(_plain(load), threads).batch(batch_size), threads)
 
 
 class TrainingData:
@@ -116,6 +117,7 @@ class TrainingData:
     ) -> None:
         self._views = views
         self._rows, self._num_classes = rows, num_classes
+        self._threads = _threads(rows)
         self.preprocessing = preprocessing
         self._decode = arrays.decoder(rows) if arrays.channels(rows) else None
         if self._decode:  # what is made for photos of 8 bits is not for arrays
@@ -210,8 +212,8 @@ class TrainingData:
             return images, targets * (1.0 - smooth) + smooth / self._num_classes, weights
 
         positions = tf.data.Dataset.range(start * size, 2**60)
-        batches = positions.map(_plain(load), _THREADS).batch(size, drop_remainder=True)
-        return _prefetched(batches.map(_plain(mixed)))
+        batches = positions.map(_plain(load), self._threads).batch(size, drop_remainder=True)
+        return _prefetched(batches.map(_plain(mixed)), self._threads)
 
     def view(self, view: int, batch_size: int) -> Iterator[tf.Tensor]:
         """Yield every image once, in the order of the rows, as one of its `views` shows it.
@@ -236,9 +238,9 @@ class TrainingData:
             return self._shown(which, self._seed_of(view * count + row, which), places)
 
         while start < count:
-            shown = tf.data.Dataset.range(start, count).map(_plain(load), _THREADS)
+            shown = tf.data.Dataset.range(start, count).map(_plain(load), self._threads)
             try:
-                for images in _prefetched(shown.batch(batch_size)):
+                for images in _prefetched(shown.batch(batch_size), self._threads):
                     yield images
                     start += len(images)
             except tf.errors.OpError:
@@ -336,8 +338,15 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
     return tf.autograph.experimental.do_not_convert(function)
 
 
-def _prefetched(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def _threads(rows: Sequence[Row]) -> int:
+    """Return how many images are made at once: more than cores where most of it is waiting."""
+    return remote.READERS if any(remote.is_url(row.path) for row in rows) else _THREADS
+
+
+def _prefetched(dataset: tf.data.Dataset, threads: int) -> tf.data.Dataset:
     options = tf.data.Options()
+    if threads != _THREADS:  # the others' pool has as many as there are cores
+        options.threading.private_threadpool_size = threads
     # Its optimiser runs on for seconds after the last batch, and freeing the iterator waits for it.
     options.autotune.enabled = False
     return dataset.prefetch(2).with_options(options)

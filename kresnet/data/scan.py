@@ -216,7 +216,8 @@ def scan(
             allows.
     """
     listed = listing(source)
-    images, bad = _sorted_out(listed.items, examine_all(listed.items, progress))
+    known = listed.facts or examine_all(listed.items, progress)
+    images, bad = _sorted_out(listed.items, known)
     if not images:  # no photos, so they may be what only scientists have
         found, wrong = _sorted_out(listed.items, _arrays_examined(listed.items, progress))
         seen = {item.name for item, _ in found} | {problem.path for problem in wrong}

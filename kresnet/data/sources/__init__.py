@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kresnet.data.items import Item, Problem, Split
+from kresnet.data.items import Item, Problem, Split, is_url
 from kresnet.errors import DataError
+
+if TYPE_CHECKING:
+    from kresnet.data.examine import Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,8 @@ class Listing:
         description: The kind of source in a word or two, as "folder", for messages.
         folders: Split, class and path of each folder that stands for a class, empty ones too.
         advice: How the images should be given, a sentence, for messages.
+        facts: What is known of each item, all of them usable images, so that none is examined; or
+            none.
     """
 
     root: str
@@ -29,6 +35,7 @@ class Listing:
     description: str
     folders: tuple[tuple[Split | None, str, str], ...] = ()
     advice: str = ""
+    facts: tuple[Facts, ...] = ()
 
 
 def listing(source: str | Path) -> Listing:
@@ -43,15 +50,18 @@ def listing(source: str | Path) -> Listing:
             - A manifest: a `.csv`, `.jsonl` or `.parquet` file with the columns path and label.
             - `tfds:NAME[:CONFIG][@SPLITS]`, or the folder of a prepared data set.
             - A folder of TFRecord or ArrayRecord shards, as `kresnet data pack` writes, or a file.
+            - The URL of a folder that `kresnet data pack` wrote, as gs://BUCKET/FOLDER.
 
     Raises:
         DataError: There is no such source, its images have no classes, or it is damaged.
         ResourceError: A package that it needs is not installed.
     """
-    from kresnet.data.sources import archive, manifest, shards, tfds
+    from kresnet.data.sources import archive, manifest, packed, shards, tfds
 
     if is_tfds(source):
         return tfds.listing(str(source))
+    if is_url(str(source)):
+        return packed.listing(str(source))
     root = Path(os.path.abspath(source))  # not resolved: a linked folder keeps its name
     if root.is_dir():
         return _folder(root)
@@ -70,10 +80,10 @@ def listing(source: str | Path) -> Listing:
 
 
 def _folder(root: Path) -> Listing:
-    from kresnet.data.sources import folder, manifest, shards, tfds
+    from kresnet.data.sources import folder, manifest, packed, shards, tfds
 
-    if (root / shards.MANIFEST).is_file():
-        return shards.packed_listing(root)
+    if (root / packed.MANIFEST).is_file():
+        return packed.listing(str(root))
     if (root / "dataset_info.json").is_file() and (root / "features.json").is_file():
         return tfds.folder_listing(root)
     if found := shards.find_shards(root):
@@ -97,10 +107,10 @@ def unlabelled(source: str | Path) -> Listing:
         DataError: There is no such source, or no image in it.
         ResourceError: A package that it needs is not installed.
     """
-    from kresnet.data.sources import folder, manifest, shards
+    from kresnet.data.sources import folder, manifest, packed, shards
 
     root = Path(os.path.abspath(source))
-    if is_tfds(source) or (root / shards.MANIFEST).is_file():
+    if is_tfds(source) or is_url(str(source)) or (root / packed.MANIFEST).is_file():
         listed = listing(source)
     elif root.is_dir():
         found = shards.find_shards(root)
@@ -126,7 +136,9 @@ def is_tfds(source: str | Path) -> bool:
 
 def absolute(source: str | Path) -> str:
     """Return the source as it can be found from any folder."""
-    return str(source) if is_tfds(source) else str(Path(source).resolve())
+    if is_tfds(source) or is_url(str(source)):
+        return str(source)
+    return str(Path(source).resolve())
 
 
 def name_of(source: str | Path) -> str:
@@ -135,5 +147,7 @@ def name_of(source: str | Path) -> str:
         from kresnet.data.sources import tfds
 
         return tfds.name_of(str(source))
+    if is_url(str(source)):
+        return str(source).rstrip("/").rpartition("/")[2]
     path = Path(source).resolve()
     return path.name if path.is_dir() else path.name.split(".")[0] or path.name

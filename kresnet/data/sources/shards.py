@@ -7,32 +7,25 @@ of an ArrayRecord or of a gzipped file are unpacked once into the cache.
 from __future__ import annotations
 
 import gzip
-import hashlib
-import json
 import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from kresnet.data.items import SPLITS, Item, Problem, Split, is_url
 from kresnet.data.sources import Listing
+from kresnet.data.sources.packed import RECORD_HEAD, RECORD_TAIL
 from kresnet.data.sources.unpacked import unpacked
 from kresnet.errors import DataError, ResourceError
-
-MANIFEST: Final = "kresnet_shards.json"
-"""What `kresnet.data.pack` says of its shards: classes, and the SHA-256 of each file."""
 
 _SHARD: Final = re.compile(r".*\.(tfrecords?|array_?record)(-\d+-of-\d+)?(\.gz)?", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"-(\d+)-of-(\d+)")
 _IMAGES: Final = ("image", "image/encoded", "image_bytes", "image_raw", "jpg", "png", "img")
 _LABELS: Final = ("label", "image/class/text", "image/class/label", "class", "labels", "cls")
 _NAMES: Final = ("labels.txt", "label.labels.txt", "classes.txt")
-_RECORD_HEAD: Final = 12  # bytes: the length, 8, and its checksum, 4
-_RECORD_TAIL: Final = 4
 _ADVICE: Final = (
     f"Records must be tf.train.Examples with an encoded image ({', '.join(_IMAGES[:3])}) and a "
     f"label ({', '.join(_LABELS[:3])})."
@@ -99,33 +92,6 @@ def listing(files: Sequence[Path], root: Path, *, labelled: bool = True) -> List
     names = next((root / name for name in _NAMES if (root / name).is_file()), None)
     classes = tuple(names.read_text("utf-8").splitlines()) if names else ()
     return listing_of(shards, _guess_keys(shards[0], classes, labelled), str(root), "shards")
-
-
-def packed_listing(folder: Path) -> Listing:
-    """List what `kresnet data pack` wrote, after comparing every shard with its checksum.
-
-    Raises:
-        DataError: A shard is damaged or missing; the message names it.
-    """
-    try:
-        said = json.loads((folder / MANIFEST).read_text("utf-8"))
-        classes, shards = tuple(said["classes"]), said["shards"]
-        sums = [(folder / Path(s["file"]).name, s["sha256"]) for s in shards]
-        parts = [Shard(str(folder / Path(s["file"]).name), SPLITS.get(s["split"])) for s in shards]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{MANIFEST} must be as it was written. Received: {folder / MANIFEST} "
-            f"({type(error).__name__}: {error}). Pack again."
-        ) from None
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        for (file, _), reason in zip(sums, pool.map(_damage, sums), strict=True):
-            if reason:
-                raise DataError(
-                    f"A shard must be as it was packed. Received: {str(file)!r}, which is "
-                    f"{reason}. Copy it again, or pack again."
-                )
-    keys = Keys("image", "label", classes, "name", "group", "weight")
-    return listing_of(parts, keys, str(folder), "shards")
 
 
 def listing_of(shards: Sequence[Shard], keys: Keys, root: str, description: str) -> Listing:
@@ -234,8 +200,8 @@ def _records(shard: Shard) -> Iterator[tuple[str, int, bytes]]:
             if stop is not None and number >= stop:
                 return
             if number >= shard.skip:
-                yield shard.path, position + _RECORD_HEAD, record
-            position += _RECORD_HEAD + len(record) + _RECORD_TAIL
+                yield shard.path, position + RECORD_HEAD, record
+            position += RECORD_HEAD + len(record) + RECORD_TAIL
     except (tf.errors.OpError, OSError, EOFError, zlib.error, RuntimeError, ValueError) as error:
         if isinstance(error, DataError | ResourceError):
             raise
@@ -281,18 +247,6 @@ def _array_records(file: Path) -> Iterator[bytes]:
             yield from reader.read(start, min(start + 64, reader.num_records()))
     finally:
         reader.close()
-
-
-def _damage(stated: tuple[Path, str]) -> str:
-    path, expected = stated
-    try:
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return "missing"
-    except OSError as error:
-        return f"unreadable ({error.strerror})"
-    return "" if actual == expected else f"damaged (its SHA-256 is {actual[:8]}..., not expected)"
 
 
 def _check_complete(files: Sequence[Path]) -> None:
