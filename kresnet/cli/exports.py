@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kresnet.cli.options import Exports, Json, NoPhotos, Tta
+from kresnet.cli.options import Exports, Json, NoPhotos, Tta, read_jobs
 from kresnet.cli.output import import_tensorflow_quietly, print_json, reporting
 from kresnet.errors import ConfigError, DataError, ResourceError
 
@@ -92,15 +92,78 @@ def list_exports(
 
 def predict(
     model: Annotated[Path, typer.Argument(help="An export: NAME or NAME/VERSION.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images, or folders of images.")
+    ] = None,
     runtime: Annotated[
         str,
         typer.Option(help="tensorflow, onnxruntime, openvino, or auto: the first to be ready."),
     ] = "auto",
     tta: Tta = False,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            help="Any number of images: a folder, a manifest, shards, or tfds:NAME; no labels are "
+            "needed. Goes with --output, and the same command goes on where it was stopped.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="With --input: the .parquet file to make, a row an image.")
+    ] = None,
+    top: Annotated[
+        int, typer.Option(help="With --input: classes a row, best first; 0 is all.")
+    ] = 5,
+    jobs: Annotated[
+        str,
+        typer.Option(
+            help="With --input: processes that answer; auto is one, and with --ray as many as "
+            "there is room for."
+        ),
+    ] = "auto",
+    ray: Annotated[
+        str | None,
+        typer.Option(help="With --input: address of a Ray cluster, as auto; local starts one."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print label and score of images, from the export alone."""
+    """Print label and score of images, from the export alone; or write a table of any number."""
+    if source is None and output is None:
+        if (top, jobs, ray) != (5, "auto", None):
+            raise ConfigError(
+                "`--top`, `--jobs` and `--ray` go with `--input`. Received: "
+                f"top={top}, jobs={jobs}, ray={ray!r} without it. Leave them out."
+            )
+        _print_answers(model, images or [], runtime, tta, as_json)
+        return
+    if source is None or output is None or images:
+        raise ConfigError(
+            "`--input` and `--output` go together, and with no other images. Received: "
+            f"input={source!r}, output={output and str(output)!r}, {len(images or [])} images."
+        )
+    with reporting(tensorflow=False) as console:
+        from kresnet.batch.predict import predict as predict_all
+
+        summary = predict_all(
+            model,
+            source,
+            output,
+            jobs_at_once=read_jobs(jobs),
+            ray=ray,
+            top=top,
+            mirror=tta,
+            runtime=runtime,
+            console=console,
+        )
+    if as_json:
+        print_json(summary.as_dict())
+    else:
+        typer.echo(str(summary))
+
+
+def _print_answers(model: Path, images: list[Path], runtime: str, tta: bool, as_json: bool) -> None:
+    if not images:
+        raise ConfigError("There must be an image. Received: none. Name some, or give --input.")
     with reporting(tensorflow=False) as console:
         from kresnet.export.versions import latest_version
         from kresnet.serve.quick import open_export

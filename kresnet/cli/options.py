@@ -101,6 +101,15 @@ def read_seconds(text: str | None, option: str = "--budget") -> float | None:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+def read_jobs(text: str) -> int | None:
+    """Read --jobs."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"`--jobs` must be 1 or more, or auto. Received: {text!r}.")
+    return int(text)
+
+
 # What `fit` takes beside the fields of a recipe.
 NO_FIELDS = (
     *("preset", "recipe", "name", "out", "exports", "keep_photos", "explain", "tracker"),

@@ -19,6 +19,7 @@ from kresnet.cli.options import (
     Variant,
     Weights,
     read_fields,
+    read_jobs,
     read_seconds,
 )
 from kresnet.cli.output import print_json, reporting
@@ -119,7 +120,7 @@ def tune(
     limits: dict[str, Any] = {
         "trials": trials,
         "budget_s": read_seconds(budget),
-        "jobs": _jobs(jobs),
+        "jobs": read_jobs(jobs),
         "trial_s": read_seconds(trial_budget, option="--trial-budget"),
         "memory_bytes": None if trial_memory is None else int(trial_memory * 1e9),
         "keep": keep,
@@ -229,12 +230,3 @@ def _of_study(path: Path) -> tuple[str, dict[str, Any]]:
     page = write_page(found, path)
     words = "\n".join(in_words(found))
     return f"{leaderboard(found)}\n\n{words}\n{page}", found.as_dict() | {"study": str(path)}
-
-
-def _jobs(text: str) -> int | None:
-    """Read --jobs."""
-    if text == "auto":
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"`--jobs` must be 1 or more, or auto. Received: {text!r}.")
-    return int(text)

@@ -41,11 +41,7 @@ class Answering(Protocol):
         Raises:
             ConfigError: The export's training did not mirror.
         """
-        if not self.contract.mirrored:
-            raise ConfigError(
-                "Averaging over mirror images needs an export whose training mirrored. Received: "
-                f"{self.contract.name!r}, which may tell left from right. Leave out --tta."
-            )
+        check_mirrors(self.contract)
 
     def answer_files(
         self,
@@ -58,6 +54,19 @@ class Answering(Protocol):
 
     def answer(self, images: Sequence[bytes], *, mirror: bool = False) -> list[Answer | None]:
         """Answer for encoded images, all of them in memory; None for one that is no image."""
+
+
+def check_mirrors(contract: Contract) -> None:
+    """Refuse to average over mirror images where these may be of another class.
+
+    Raises:
+        ConfigError: The export's training did not mirror.
+    """
+    if not contract.mirrored:
+        raise ConfigError(
+            "Averaging over mirror images needs an export whose training mirrored. Received: "
+            f"{contract.name!r}, which may tell left from right. Leave out --tta."
+        )
 
 
 def named(scores: np.ndarray, contract: Contract) -> Answer:
