@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,20 @@ def stay_on_cores() -> None:
     given = {int(core) for core in os.environ.get(CORES, "").split(",") if core}
     if given and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, given)
+
+
+def end_with_input(code: int) -> None:
+    """End this process with an exit code as soon as its standard input ends.
+
+    It is a pipe from who started it, so nothing is left running of what was killed.
+    """
+
+    def wait() -> None:
+        while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold at the end
+            pass
+        os._exit(code)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def memory() -> int:

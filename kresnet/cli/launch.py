@@ -1,4 +1,4 @@
-"""The command that starts the workers of one training on this machine."""
+"""The command that starts the workers of one training, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -31,13 +31,30 @@ def launch(
         list[str], typer.Argument(help="The kresnet command, behind --, as -- train photos/.")
     ],
     workers: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 2,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster for the workers, as auto; local starts one."),
+    ] = None,
+    worker_cpus: Annotated[int, typer.Option(min=1, help="With --ray: cores of a worker.")] = 1,
+    worker_gpus: Annotated[int, typer.Option(min=0, help="With --ray: GPUs of a worker.")] = 0,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="With --ray: how often it goes on after losing a machine.")
+    ] = 3,
 ) -> None:
-    """Start the workers of one training on this machine: launch --workers 2 -- train photos/."""
+    """Start the workers of one training, here or on a cluster: launch --workers 2 -- train photos/.
+
+    On a cluster, each worker has a place of its own; where a machine is lost, as many as there is
+    room for go on from the last saved state.
+    """
     if command[0] not in ("train", "resume"):
         raise ConfigError(
             "Workers share a training: `train` or `resume`. "
             f"Received: {command[0]!r}. Write kresnet launch --workers 2 -- train photos/."
         )
+    if ray is not None:
+        needs = {"cpus": worker_cpus, "gpus": worker_gpus, "restarts": restarts}
+        _on_ray(command, ray, workers=workers, **needs)
+        return
     gpus = _gpus()
     if 0 < len(gpus) < workers:
         raise ConfigError(
@@ -60,6 +77,23 @@ def launch(
         if thread.name.startswith("worker-"):
             thread.join()
     if code := worst([process.returncode for process in processes]):
+        raise typer.Exit(code)
+
+
+def _on_ray(command: Sequence[str], ray: str, **options: int) -> None:
+    from kresnet.cluster.training import run_on_ray
+    from kresnet.console import Console
+
+    def say(rank: int, stream: str, line: str) -> None:
+        if rank == 0 and stream == "stdout":
+            typer.echo(line)
+        else:
+            typer.echo(f"[{rank}] {line}", err=True)
+
+    with Console() as console:
+        address = None if ray == "local" else ray
+        code = run_on_ray(command, address, say=say, tell=console.line, **options)
+    if code:
         raise typer.Exit(code)
 
 

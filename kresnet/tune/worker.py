@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kresnet.errors import ConfigError, DataError, Interrupted, KresnetError
-from kresnet.machine import stay_on_cores
+from kresnet.machine import end_with_input, stay_on_cores
 from kresnet.tune.executors import Job, Kind, Outcome
 
 if TYPE_CHECKING:
@@ -201,13 +200,7 @@ def _diverged(run: Path) -> bool:
 
 def _follow_the_search() -> None:
     """End this process at once when its standard input ends: whoever started it is gone."""
-
-    def wait() -> None:
-        while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold at the end
-            pass
-        os._exit(Interrupted.exit_code)
-
-    threading.Thread(target=wait, daemon=True).start()
+    end_with_input(Interrupted.exit_code)
 
 
 def main(arguments: list[str]) -> int:

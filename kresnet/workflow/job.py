@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -20,7 +21,7 @@ from kresnet.data.sources import absolute, name_of
 from kresnet.errors import Interrupted
 from kresnet.evaluate.held_out import score
 from kresnet.evaluate.metrics import Evaluation
-from kresnet.train.distribute import Lost, Team, assembled, check_team
+from kresnet.train.distribute import VARIABLE, Lost, Team, assembled, check_team
 from kresnet.train.estimate import Estimate, remember
 from kresnet.train.run import Run, as_guest, check_name, told_of
 from kresnet.train.signals import terminable
@@ -140,7 +141,8 @@ def fit(
     team = assembled()
     if not team.is_chief:
         _help(team)
-    if team.size > 1 and (run := unfinished(Path(out), name, choice.source)):
+    again = VARIABLE in os.environ  # of one worker, too: who starts workers starts them again
+    if again and (run := unfinished(Path(out), name, choice.source)):
         console.line("resume", f"{run.path}, which is not finished; another --name begins anew")
         return _finish(run, console, team=team)
     planned, index = plan_job(choice, console, out=Path(out), exports=Path(exports))
