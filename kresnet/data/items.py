@@ -154,6 +154,16 @@ def read(path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(contents, ())
 
 
+def exists(path: str) -> bool:
+    """Return whether there is a file, behind a URL, too."""
+    if not is_url(path):
+        return os.path.exists(path)
+    try:
+        return remote.size_of(path) >= 0
+    except OSError:
+        return False
+
+
 def places(images: Sequence[Place]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return paths (bytes), offsets and sizes (int64) of images, `(n,)` each, as `read` takes."""
     paths = np.array([os.fsencode(image.path) for image in images], dtype=object)

@@ -10,6 +10,7 @@ from typing import Any
 from kresnet.console import Console
 from kresnet.data.scan import Index
 from kresnet.data.sheet import batches_sheet
+from kresnet.data.sources import absolute
 from kresnet.errors import ConfigError, ResourceError
 from kresnet.train.lr_find import RateTest, range_test
 from kresnet.train.plan import Plan, explained
@@ -148,7 +149,7 @@ def show_batches(
     preprocessing = card_for(variant, tag).preprocessing if tag else Preprocessing()
     planned = partial(
         explained,
-        data=str(Path(data).resolve()),
+        data=absolute(data),
         variant=variant,
         weights=tag or "imagenet",
         image_size=variant_config(variant).image_size,

@@ -16,7 +16,7 @@ import tensorflow as tf
 import kresnet
 from kresnet.console import Console
 from kresnet.data.arrays import channels
-from kresnet.data.items import as_files
+from kresnet.data.items import as_files, exists
 from kresnet.data.scan import Row
 from kresnet.errors import ConfigError, DataError
 from kresnet.export.contract import Contract
@@ -97,7 +97,8 @@ def export_run(
     restore(run)
     rows = _spread(run, _MOST_SAMPLES)
     calibration = _spread(run, _CALIBRATION, "train") if int8 else []
-    lost = [row.path for row in (*rows, *calibration) if not tf.io.gfile.exists(row.path)]
+    paths = dict.fromkeys(row.path for row in (*rows, *calibration))
+    lost = [path for path in paths if not exists(path)]
     if lost:
         raise DataError(
             "The run's images must be where they were in training. "

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tensorflow as tf
-
 from kresnet.console import Console
-from kresnet.data.items import WHOLE
+from kresnet.data.items import WHOLE, exists, is_url
 from kresnet.data.prepare import prepare
 from kresnet.data.scan import Index
 from kresnet.data.sources import listing
@@ -50,6 +48,6 @@ def tell_data(console: Console, index: Index, where: str) -> None:
 
 def restore(run: Run) -> None:
     """Unpack the run's images again where they have been removed from the cache."""
-    paths = {row.path for row in run.index.rows if row.size != WHOLE}
-    if not all(tf.io.gfile.exists(path) for path in paths):
+    parts = {row.path for row in run.index.rows if row.size != WHOLE and not is_url(row.path)}
+    if not all(map(exists, parts)):
         listing(run.recipe.data)

@@ -44,6 +44,7 @@ def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else they wait for all that is busy here
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     found.node = found.add_node(num_cpus=1)
     yield found

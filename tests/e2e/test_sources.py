@@ -23,6 +23,14 @@ def sources(striped, tmp_path):
     return archive, pack(scan(striped), tmp_path / "shards", shards=2).path
 
 
+def upload(shards):
+    """Copy shards to where only fsspec reads them."""
+    files = pytest.importorskip("fsspec").filesystem("memory")
+    for file in shards.iterdir():
+        files.pipe_file(f"/bucket/far/{file.name}", file.read_bytes())
+    return "memory://bucket/far"
+
+
 @pytest.mark.slow
 def test_the_whole_job_on_shards_and_archives(home, sources, tmp_path):
     archive, shards = sources
@@ -40,3 +48,16 @@ def test_the_whole_job_on_shards_and_archives(home, sources, tmp_path):
     assert export_run(
         same.run, exports=tmp_path / "again", console=Console(quiet=True)
     ).path.is_dir()
+
+
+@pytest.mark.slow
+def test_the_whole_job_behind_a_url(home, sources, tmp_path):
+    url = upload(sources[1])
+    result = fit(
+        url, variant="resnet8_cifar", weights=None, epochs=1, precision="float32", batch_size=8,
+        out=tmp_path / "runs", exports=tmp_path / "exports", console=Console(quiet=True),
+    )  # fmt: skip
+    assert result.run.name == "far"
+    assert {row.path.rpartition("/")[0] for row in result.run.index.rows} == {url}
+    assert (result.export / "saved_model.pb").is_file()
+    assert evaluate_export(result.export, url).n == 48

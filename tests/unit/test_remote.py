@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from test_scan import encoded, write
 
 from kresnet.data import remote, scan_cache
 from kresnet.data.augment import Augmentation
-from kresnet.data.items import Item
+from kresnet.data.items import Item, exists
 from kresnet.data.pack import pack
 from kresnet.data.pipeline import TrainingData, evaluation_batches
 from kresnet.data.scan import Row, scan
 from kresnet.data.sources import absolute, listing, name_of, unlabelled
 from kresnet.data.split import split
 from kresnet.errors import DataError, ResourceError
+from kresnet.workflow.images import restore
 from kresnet.zoo import Preprocessing
 
 fsspec = pytest.importorskip("fsspec", reason="the extra `cluster` is not installed")
@@ -186,6 +188,16 @@ def test_what_was_packed_before_there_were_tables_is_read(packed, tmp_path):
     (older / "kresnet_shards.json").write_text(json.dumps(said))
     found = [(item.member, item.offset, item.read()) for item in listing(older).items]
     assert found == [(item.member, item.offset, item.read()) for item in listing(packed).items]
+
+
+def test_a_run_finds_its_images_again(packed, url, monkeypatch):
+    index = scan(url)
+    monkeypatch.setattr("kresnet.workflow.images.listing", None)  # nothing is to be unpacked
+    restore(SimpleNamespace(index=index, recipe=None))
+    assert all(exists(row.path) for row in index.rows)
+    assert not exists(f"{url}/absent")
+    assert exists(str(packed))
+    assert not exists(str(packed / "absent"))
 
 
 def test_what_cannot_be_reached_is_one_line():
