@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kresnet.errors import WeightsError
+from kresnet.zoo import int8
 from kresnet.zoo.torch_file import (
     LEGACY_MAGIC,
     Damaged,
@@ -42,7 +43,8 @@ _BY_NAME = (
 def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     """Read the arrays of a checkpoint.
 
-    Formats: torch (zip and legacy), safetensors, npz, and Keras' legacy HDF5 ("model.h5").
+    Formats: torch (zip and legacy), safetensors, also of our int8 kernels, npz, and Keras' legacy
+    HDF5 ("model.h5").
     A state dict is found inside the usual wrappers of training scripts ("state_dict", "model");
     where there are averaged weights as well ("state_dict_ema", "model_ema"), it is those.
     The prefix "module." of data-parallel training is removed.
@@ -199,7 +201,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        is_int8 = (file.metadata() or {}).get("format") == int8.FORMAT
+    return int8.expanded(arrays) if is_int8 else arrays
 
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
