@@ -183,15 +183,22 @@ def save_torch(model: keras.Model, path: str | Path) -> None:
         WeightsError: A layer with weights has no counterpart in torch's ResNets.
         ResourceError: The file cannot be written.
     """
+    metadata = {"format": "pt", "pretrained_cfg": json.dumps(_timm_config(model))}
+    write_arrays(Path(path), to_torch(model), metadata)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, which appears whole or not at all.
+
+    Raises:
+        ResourceError: The file cannot be written.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path = Path(path)
-    state = to_torch(model)
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        metadata = {"format": "pt", "pretrained_cfg": json.dumps(_timm_config(model))}
-        save_file(state, partial, metadata)
+        save_file(dict(arrays), partial, metadata)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
