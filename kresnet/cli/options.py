@@ -44,7 +44,10 @@ Variant = Annotated[
 KnownVariant = Annotated[str, typer.Option(help="A name that `kresnet zoo list` prints.")]
 Weights = Annotated[
     str | None,
-    typer.Option(help="imagenet, cifar10, a tag as a1_in1k, the path of a checkpoint, or none."),
+    typer.Option(
+        help="imagenet, cifar10, embedded (the small one in the package), a tag as a1_in1k, the "
+        "path of a checkpoint, or none."
+    ),
 ]
 Augment = Annotated[
     AugmentChoice | None,

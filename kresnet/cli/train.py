@@ -21,7 +21,6 @@ from kresnet.cli.options import (
     GroupBy,
     Json,
     KeepSplit,
-    KnownVariant,
     Mixup,
     NoPhotos,
     Out,
@@ -193,7 +192,7 @@ def lr_find(
     picture: Annotated[
         Path, typer.Option("--out", help="The plot to write; its suffix is the format.")
     ] = Path("lr.png"),
-    variant: KnownVariant = "resnet50",
+    variant: Variant = None,
     weights: Weights = "auto",
     preset: Annotated[
         str, typer.Option(help="As in `train`: fast, default, best, or a published recipe.")

@@ -15,7 +15,7 @@ from kresnet.errors import ConfigError, ResourceError
 from kresnet.train.lr_find import RateTest, range_test
 from kresnet.train.plan import Plan, explained
 from kresnet.train.stages import training_data
-from kresnet.workflow.choice import Choice, decide, have_weights, plan_job, tell_plan
+from kresnet.workflow.choice import Choice, decide, plan_job, tell_plan, with_weights
 from kresnet.workflow.images import prepared, tell_data
 from kresnet.zoo import Preprocessing
 from kresnet.zoo.cards import card_for, split_name
@@ -72,8 +72,7 @@ def choose(
         ResourceError: The weights are not to be had.
     """
     choice = Choice(data, variant, weights, preset, recipe, settings)
-    planned, index = decide(choice, console)
-    have_weights(planned.recipe, console)
+    planned, index = with_weights(choice, console, partial(decide, console=console))
     tell_data(console, index, "kresnet check names them")
     return planned, index
 
@@ -108,7 +107,8 @@ def find_rate(
     folder = Path(out).absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"The folder of the plot must exist. Received: {out}. Make {folder}.")
-    planned, index = decide(Choice(data, variant, weights, preset, None, settings), console)
+    choice = Choice(data, variant, weights, preset, None, settings)
+    planned, index = with_weights(choice, console, partial(decide, console=console))
     tell_data(console, index, "kresnet check names them")
     tell_plan(console, planned, index.classes)
     found = range_test(planned.recipe, index, console)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,22 @@ from kresnet.console import Console
 from kresnet.data.arrays import channels
 from kresnet.data.scan import Index
 from kresnet.data.sources import absolute
-from kresnet.errors import ConfigError
+from kresnet.errors import ConfigError, ResourceError
 from kresnet.train.disk import check_room, disk_needed
 from kresnet.train.estimate import estimated
 from kresnet.train.plan import Plan, again, direction_matters, explained
 from kresnet.train.presets import PRESETS, check_preset
 from kresnet.train.recipe import Recipe, rerun
 from kresnet.workflow.images import prepared
-from kresnet.zoo.cards import card_for, split_name
+from kresnet.zoo import embedded
+from kresnet.zoo.cards import EMBEDDED, card_for, split_name
 from kresnet.zoo.download import TAGS, check_license, find_weights
 from kresnet.zoo.variants import variant_config
+
+STANDS_IN = (
+    f"the embedded {embedded.VARIANT} takes the place of the pretrained ResNet-50: it is much "
+    "smaller, and the result will be less accurate; `--weights none` trains from scratch instead"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +59,16 @@ class Choice:
             )
         return data
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the network and its weights are left to kresnet."""
+        return self.variant is None and self.weights == "auto" and self.recipe is None
+
     def network(self) -> tuple[str, str | None]:
         """Return the variant and its weights, a tag or a path."""
         variant, weights, stored = self.variant, self.weights, self.stored
+        if variant is None and weights == EMBEDDED:
+            variant = embedded.VARIANT
         if variant is None:
             variant = stored.variant if stored else "resnet50"
         if weights == "auto" and stored:
@@ -107,7 +120,7 @@ def decide(choice: Choice, console: Console) -> tuple[Plan, Index]:
         planned = partial(
             explained,
             **known,
-            image_size=variant_config(variant).image_size,
+            image_size=_usual_side(variant, weights),
             overrides=settings,
             preset=choice.preset,
         )
@@ -121,6 +134,40 @@ def decide(choice: Choice, console: Console) -> tuple[Plan, Index]:
             side=int(np.median([min(row.height, row.width) for row in rows])),
         )
     return chosen, index
+
+
+def _usual_side(variant: str, weights: str | None) -> int:
+    """Return the side of the images that a network, or the embedded weights, are for."""
+    if weights == EMBEDDED:
+        return card_for(variant, EMBEDDED).preprocessing.image_size
+    return variant_config(variant).image_size
+
+
+def with_weights(
+    choice: Choice, console: Console, planned: Callable[[Choice], tuple[Plan, Index]]
+) -> tuple[Plan, Index]:
+    """Plan, and have the weights here; what is embedded stands in for what cannot be downloaded.
+
+    Only where the user named neither a network nor weights: a named one is a wish.
+
+    Args:
+        choice: What the user says.
+        console: Where to say so.
+        planned: Plans a choice, as `decide` does.
+
+    Raises:
+        ResourceError: The weights are not to be had.
+    """
+    plan, index = planned(choice)
+    try:
+        have_weights(plan.recipe, console)
+    except ResourceError as error:
+        if not choice.is_open or not embedded.is_there():
+            raise
+        console.line("WARNING", f"no download: {error}")
+        console.line("WARNING", STANDS_IN)
+        return planned(replace(choice, weights=EMBEDDED))
+    return plan, index
 
 
 def have_weights(recipe: Recipe, console: Console) -> None:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +29,7 @@ from kresnet.train.signals import terminable
 from kresnet.train.stages import Trained, train_in
 from kresnet.train.trackers import Trackers, check_trackers
 from kresnet.workflow.afterwards import report_run
-from kresnet.workflow.choice import Choice, have_weights, plan_job, tell_plan
+from kresnet.workflow.choice import Choice, plan_job, tell_plan, with_weights
 from kresnet.workflow.exporting import export_trained
 from kresnet.workflow.images import ARRAYS, restore, tell_data
 
@@ -103,10 +104,11 @@ def fit(
             train, val and test, or another source of `kresnet.data.sources.listing`. It is only
             read. None is that of `recipe`.
         variant: A key of `kresnet.VARIANTS`, or one with a tag, as "resnet50.a1_in1k"; None is
-            that of `recipe`, else "resnet50".
-        weights: A tag, as "imagenet", the path of a checkpoint, or None to train from scratch. Of
-            no account where the variant has a tag. "auto" is that of `recipe`, else "imagenet", or
-            None where the preset is one of random weights.
+            that of `recipe`, else "resnet50", or that of the embedded weights.
+        weights: A tag, as "imagenet" or "embedded", the path of a checkpoint, or None to train from
+            scratch. Of no account where the variant has a tag. "auto" is that of `recipe`, else
+            "imagenet", or None where the preset is one of random weights. Where neither it nor the
+            variant is given and the download fails, "embedded" stands in, and that is said.
         preset: What is planned: "fast", "default" or "best", or a published recipe of
             `kresnet.train.presets.PRESETS`. Of no account with `recipe`, which leaves nothing open.
         recipe: File of a recipe to run again; what else is given changes it.
@@ -145,10 +147,10 @@ def fit(
     if again and (run := unfinished(Path(out), name, choice.source)):
         console.line("resume", f"{run.path}, which is not finished; another --name begins anew")
         return _finish(run, console, team=team)
-    planned, index = plan_job(choice, console, out=Path(out), exports=Path(exports))
+    plan = partial(plan_job, console=console, out=Path(out), exports=Path(exports))
+    planned, index = with_weights(choice, console, plan)
     chosen = planned.recipe
     check_team(chosen, team)
-    have_weights(chosen, console)
     run = Run.create(Path(out), name, chosen, index)
     run.update(name=name, exports=str(Path(exports).resolve()), keep_photos=keep_photos)
     run.update(trackers=trackers)

@@ -230,6 +230,8 @@ def _card(row: Mapping[str, str]) -> WeightsCard:
 
 # Tags that leave the choice to us, with the number of classes that tells the data set.
 ALIASES: Mapping[str, int] = MappingProxyType({"imagenet": 1000, "cifar10": 10})
+EMBEDDED = "embedded"
+"""The tag of what is in the package, see `kresnet.zoo.embedded`; it is in no table."""
 # Trained with cross-entropy, flips and crops alone; see `card_for`.
 _PLAIN = ("tv_in1k", "keras_in1k")
 
@@ -269,11 +271,16 @@ def card_for(variant: str, tag: str) -> WeightsCard:
     Args:
         variant: A key of `VARIANTS`, as "resnet50".
         tag: A tag, as "a1_in1k"; or "imagenet" or "cifar10", which is the first of `cards_of`
-            with the classes of that data set.
+            with the classes of that data set; or "embedded".
 
     Raises:
         ConfigError: There are none; the message names those that there are.
+        ResourceError: This installation does not carry the embedded ones.
     """
+    if tag == EMBEDDED:
+        from kresnet.zoo.embedded import embedded_card
+
+        return embedded_card(variant)
     for card in _matching(variant, tag):
         return card
     cards = cards_of(variant)

@@ -34,7 +34,7 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kresnet.errors import ConfigError, ResourceError, WeightsError
-from kresnet.zoo.cards import ALIASES, RemoteFile, WeightsCard, card_for, cards_of
+from kresnet.zoo.cards import ALIASES, EMBEDDED, RemoteFile, WeightsCard, card_for, cards_of
 
 if TYPE_CHECKING:
     TAGS: frozenset[str]
@@ -60,7 +60,7 @@ def _tags() -> frozenset[str]:
     """Return every word that `find_weights` takes for a tag and not for a path."""
     from kresnet.zoo.cards import CARDS
 
-    return frozenset({card.tag for card in CARDS.values()} | set(ALIASES))
+    return frozenset({card.tag for card in CARDS.values()} | {*ALIASES, EMBEDDED})
 
 
 def kresnet_home() -> Path:
@@ -89,9 +89,9 @@ def find_weights(
 
     Args:
         variant: The variant that the weights are for.
-        weights: A tag that the variant has a card for, "imagenet" or "cifar10" (see `card_for`),
-            or the path of a checkpoint or KerasHub preset. A word that is a tag is never a path;
-            write `./a1_in1k`.
+        weights: A tag that the variant has a card for, "imagenet", "cifar10" or "embedded" (see
+            `card_for`), or the path of a checkpoint or KerasHub preset. A word that is a tag is
+            never a path; write `./a1_in1k`.
         progress: As in `fetch_weights`.
         allow_noncommercial: As in `fetch_weights`.
 
@@ -104,7 +104,7 @@ def find_weights(
         card = card_for(variant, str(weights))
         return fetch_weights(card, progress, allow_noncommercial=allow_noncommercial)
     if not Path(weights).is_file() and not (Path(weights) / "config.json").is_file():
-        tags = [*ALIASES, *(card.tag for card in cards_of(variant))]
+        tags = [*ALIASES, EMBEDDED, *(card.tag for card in cards_of(variant))]
         near = difflib.get_close_matches(str(weights), tags, n=1, cutoff=0.6)
         fix = f"Did you mean {near[0]!r}?" if near else "Check the path."
         raise WeightsError(
@@ -137,6 +137,10 @@ def fetch_weights(
         ResourceError: It cannot be downloaded, or is not the published file.
     """
     check_license(card, allow_noncommercial)
+    if card.tag == EMBEDDED:
+        from kresnet.zoo import embedded
+
+        return embedded.path()
     folder = kresnet_home() / "weights"
     try:
         if found := _cached(card, folder):
@@ -156,8 +160,17 @@ def fetch_weights(
             f"The weights must be downloadable. Received: url={card.url!r}, error={reason!r}. "
             f"Fetch the URL on another machine and put the file at "
             f"{str(folder / card.file_name)!r}, or pass it as "
-            '`--weights PATH` (in Python `weights="PATH"`).'
+            f'`--weights PATH` (in Python `weights="PATH"`){_or_embedded()}.'
         ) from error
+
+
+def _or_embedded() -> str:
+    """Say what else there is without a network."""
+    from kresnet.zoo import embedded
+
+    if not embedded.is_there():
+        return ""
+    return "; or take the small backbone that is in the package, `--weights embedded`"
 
 
 def check_license(card: WeightsCard, allowed: bool | None = None) -> None:

@@ -462,6 +462,7 @@ def test_the_offline_message(home, monkeypatch):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    monkeypatch.setattr("kresnet.zoo.embedded.is_there", lambda: False)
     with pytest.raises(ResourceError) as error:
         fetch_weights(card("https://weights.invalid/a.pth"))
     assert str(error.value) == (
