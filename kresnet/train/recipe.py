@@ -31,7 +31,8 @@ class Recipe(BaseModel):
     Attributes:
         data: Folder of the images.
         variant: A key of `kresnet.VARIANTS`.
-        weights: "imagenet", "cifar10", the path of a checkpoint, or None to train from scratch.
+        weights: "imagenet", "cifar10", "embedded", the path of a checkpoint, or None to train from
+            scratch.
         image_size: Side of the model input in pixels.
         val: Share of the images for validation, where the folder does not say.
         test: Share for the hold-out test; None lets the number of images decide.

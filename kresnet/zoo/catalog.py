@@ -13,13 +13,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from kresnet.errors import ConfigError
-from kresnet.zoo.cards import CARDS, WeightsCard, card_for, cards_of, split_name
+from kresnet.zoo import embedded
+from kresnet.zoo.cards import CARDS, EMBEDDED, WeightsCard, card_for, cards_of, split_name
 from kresnet.zoo.size import measure
 from kresnet.zoo.variants import VARIANTS, ResNetConfig, variant_config
 
 SortKey = Literal["name", "params", "macs", "top1"]
 
 _DATA = {1000: "imagenet", 11821: "imagenet-12k", 21843: "imagenet-21k", 10: "cifar10"}
+_OWN = "its own"  # what the head of the embedded weights tells apart
+_TOLD = ("variant", "licence", "train_size", "image_size")  # of the embedded card, by other names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +36,7 @@ class Entry:
         params: Trainable parameters, the head included.
         macs: Multiply-accumulate operations for one image of the variant's own size.
         data: What the head tells apart: "imagenet" (1000 classes), "imagenet-12k",
-            "imagenet-21k" or "cifar10".
+            "imagenet-21k" or "cifar10"; "its own" of the embedded weights.
         image_size: Side in pixels of the images that `top1` was measured on.
         top1: Published top-1 accuracy in percent, or None.
         top5: Published top-5 accuracy in percent, or None.
@@ -116,7 +119,7 @@ def _entry(variant: str, card: WeightsCard | None) -> Entry:
         tag=card.tag if card else None,
         params=size.params,
         macs=size.macs,
-        data=_DATA[classes],
+        data=_DATA.get(classes, _OWN),
         image_size=card.preprocessing.image_size if card else config.image_size,
         top1=card.top1 if card else None,
         top5=card.top5 if card else None,
@@ -197,7 +200,8 @@ def describe(name: str) -> dict[str, Any]:
     Returns:
         Plain values, ready for JSON: `name`, `variant`, `params`, `macs`, `image_size`, `features`
         (channels of each stage), and `weights`, the card with all its fields, or for a bare
-        variant `tags`, the best choice first.
+        variant `tags`, the best choice first; of the embedded weights also `made`, what their file
+        says of images, teacher, time and measured accuracies.
 
     Raises:
         ConfigError: There is no such variant, or it has no such weights.
@@ -216,6 +220,9 @@ def describe(name: str) -> dict[str, Any]:
     }
     if card is None:
         return facts | {"tags": [card.tag for card in cards_of(variant)]}
+    if tag == EMBEDDED:
+        said = embedded.read_card(embedded.path())
+        facts["made"] = {topic: said[topic] for topic in said if topic not in _TOLD}
     side = card.preprocessing.image_size
     return facts | {
         "weights": asdict(card)
@@ -316,6 +323,7 @@ def as_text(name: str) -> str:
         lines += [("weights", _one_line(card)) for card in cards_of(variant)] or [("weights", "-")]
     else:
         lines += _card_lines(card_for(variant, tag), facts["weights"]["macs"])
+    lines += [(topic, _as_said(said)) for topic, said in facts.get("made", {}).items()]
     width = max(len(topic) for topic, _ in lines) + 2
     said, text = "", []
     for topic, value in lines:
@@ -323,6 +331,15 @@ def as_text(name: str) -> str:
         said = topic
     best = f"{variant}.{facts['tags'][0]}" if facts.get("tags") else facts["name"]
     return "\n".join([*text, "", "import kresnet", f'model = kresnet.build("{best}")'])
+
+
+def _as_said(value: Any) -> str:
+    """Format what the embedded weights say of how they were made."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_as_said(of)}" for name, of in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_as_said, value)) or "none"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _one_line(card: WeightsCard) -> str:
@@ -336,7 +353,7 @@ def _card_lines(card: WeightsCard, macs: int) -> list[tuple[str, str]]:
     usual, test = card.preprocessing, card.test_preprocessing
     lines = [
         ("licence", card.license + (" (non-commercial)" if card.noncommercial else "")),
-        ("classes", f"{card.num_classes} ({_DATA[card.num_classes]})"),
+        ("classes", f"{card.num_classes} ({_DATA.get(card.num_classes, _OWN)})"),
         ("trained at", f"{card.train_size} px" if card.train_size else "not published"),
         ("evaluation", _scores(usual.image_size, usual.crop_pct, card.top1, card.top5, macs)),
     ]

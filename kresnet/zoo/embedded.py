@@ -5,17 +5,14 @@ One file beside this one, written by `recipes/embedded_backbone.py`; its metadat
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from kresnet.errors import ConfigError, ResourceError
 from kresnet.zoo.cards import EMBEDDED, Preprocessing, WeightsCard
-from kresnet.zoo.convert import write_arrays
-from kresnet.zoo.int8 import FORMAT, packed
 
 if TYPE_CHECKING:
     import keras
@@ -88,7 +85,7 @@ def embedded_card(variant: str = VARIANT) -> WeightsCard:
         variant=VARIANT,
         tag=EMBEDDED,
         url=file.as_uri(),
-        checksum="",
+        checksum=f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}",
         license=said["licence"],
         num_classes=len(said["classes"]),
         train_size=said["train_size"],
@@ -116,6 +113,11 @@ def write_embedded(
     Raises:
         ResourceError: The file cannot be written.
     """
+    import numpy as np
+
+    from kresnet.zoo.convert import write_arrays
+    from kresnet.zoo.int8 import FORMAT, packed
+
     arrays = {
         f"{layer.name}/{variable.name}": np.asarray(variable)
         for layer in model.layers

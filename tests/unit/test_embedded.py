@@ -10,9 +10,15 @@ from kresnet.console import Console
 from kresnet.errors import ConfigError, ResourceError
 from kresnet.workflow.choice import Choice, decide, with_weights
 from kresnet.zoo import build, card_for, embedded
+from kresnet.zoo.catalog import as_text, describe
 from kresnet.zoo.download import fetch_weights, find_weights
 
-CARD = {"classes": ["ant", "bee", "cat"], "train_size": 64, "licence": "Apache-2.0"}
+CARD = {
+    "classes": ["ant", "bee", "cat"],
+    "train_size": 64,
+    "licence": "Apache-2.0",
+    "probes": {"one": 0.875, "two": 0.5},
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,15 @@ def test_the_network_comes_back_with_what_it_expects_and_nearly_its_outputs(mode
     one, other = (np.asarray(m(images)) for m in (model, again))
     spread = one.std()
     assert 0 < np.abs(one - other).max() < 0.2 * spread
+
+
+def test_zoo_show_tells_how_it_was_made(carried):
+    said = as_text("resnet10t.embedded")
+    assert "Apache-2.0" in said
+    assert "3 (its own)" in said
+    assert "ant, bee, cat" in said
+    assert "one 0.875; two 0.500" in said
+    assert describe("resnet10t.embedded")["made"]["probes"] == CARD["probes"]
 
 
 def test_it_is_small_enough_for_a_wheel(carried):
