@@ -311,8 +311,8 @@ def _of_hosts(cluster: Cluster) -> tf.distribute.Strategy:
     )
     from tensorflow.python.eager import context
 
-    # TensorFlow's coordination service ends a process without a word where another is lost; its
-    # older watch lets what waits for the others fail, and we say which and how to go on.
+    # Without TensorFlow's coordination service its older watch is at work, whose times can be set:
+    # what waits for a worker that is lost fails, and we say which one and how to go on.
     context.context().configure_coordination_service(service_type="")
     patience = _seconds(PATIENCE, _PATIENCE_S)
     Extended._check_health_interval = max(patience // (_TRIES + 1), 1)
