@@ -27,7 +27,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -304,20 +304,23 @@ def train(student: Student, images: Images, lessons: Lessons, seconds: float) ->
     student.save()
 
 
-def judge(model: keras.Model, folder: Path) -> dict[int, float]:
-    """Return the validation accuracy of our probe on a folder, by the side of the images."""
+def judge(
+    model: keras.Model, folder: Path, sizes: Sequence[int] = SIZES
+) -> dict[int, dict[str, float]]:
+    """Return how our probe does on the validation images of a folder, by their side."""
     from kresnet.data.prepare import prepare
     from kresnet.train.probe import Frozen, View, fit_head
 
     index = prepare(folder, seed=SEED, test=0.0)
     found = {}
-    for size in SIZES:
+    for size in sizes:
         seen = Preprocessing(image_size=size)
         frozen = Frozen(model, precision=resolve_precision("auto"))
         x, y = frozen.features_of(index.select("train"), seen, View())
         kernel, bias = fit_head(x, y, seed=SEED)
         x, y = frozen.features_of(index.select("val"), seen, View())
-        found[size] = float(np.mean(np.argmax(x @ kernel + bias, -1) == y))
+        right = float(np.mean(np.argmax(x @ kernel + bias, -1) == y))
+        found[size] = {"accuracy": round(right, 4), "n": len(y)}
     return found
 
 
@@ -342,12 +345,13 @@ def main() -> None:
     student = Student(len(images.classes), shape, options.work)
     train(student, images, lessons, (1 - TEACHER_SHARE) * seconds)
     probes = {folder.name: judge(student.model, folder) for folder in options.judge}
-    mean = {size: np.mean([p[size] for p in probes.values()]) for size in SIZES if probes}
-    size = max(mean, key=lambda s: (mean[s], -s)) if mean else SIZES[0]
+    size = best_size(probes.values())
     card = {
         "images": len(images.labels),
         "classes": images.classes,
         "from": [str(Path(*folder.parts[-2:])) for folder in options.folders],
+        "licence": "Apache-2.0",
+        "licence of the images": TERMS,
         "taught": len(lessons.features),
         "teacher": options.teacher.name,
         "minutes of processor time": options.minutes,
@@ -355,13 +359,22 @@ def main() -> None:
         "batch": BATCH,
         "train_size": SIDE,
         "probes": probes,
-        "licence": "Apache-2.0",
-        "licence of the images": TERMS,
         "environment": {k: v for k, v in environment().items() if k != "command"},
     }
     out = options.out or options.work / "embedded.safetensors"
     write_embedded(student.model, out, image_size=size, card=card)
-    print(json.dumps(probes | {"image_size": size, "bytes": out.stat().st_size}, indent=1))
+    whole = kresnet.build(VARIANT, num_classes=len(images.classes), weights=out)
+    card["probes as int8"] = {f.name: judge(whole, f, [size]) for f in options.judge}
+    write_embedded(student.model, out, image_size=size, card=card)
+    told = {topic: card[topic] for topic in ("probes", "probes as int8", "steps")}
+    print(json.dumps(told | {"image_size": size, "bytes": out.stat().st_size}, indent=1))
+
+
+def best_size(probes: Collection[dict[int, dict[str, float]]]) -> int:
+    """Return the side at which probes do best on the whole, the smaller one of equals."""
+    if not probes:
+        return SIDE
+    return max(SIZES, key=lambda size: (sum(p[size]["accuracy"] for p in probes), -size))
 
 
 if __name__ == "__main__":

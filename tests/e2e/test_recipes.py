@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import randomize
+from PIL import Image
 from safetensors.numpy import save_file
 
 from kresnet.data.pack import pack
 from kresnet.data.scan import scan
 from kresnet.train.recipe import Recipe
 from kresnet.zoo import build
+from kresnet.zoo.embedded import read_card
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FIELDS = ("Machine", "Time", "Result", "Source")
@@ -83,7 +85,12 @@ QUICK = {
     ),
 }  # fmt: skip
 FAST = ("feature_extraction.py", "segmentation_backbone.py")
-HEAVY = (*FAST, "plain_vs_residual.py")  # they load Keras before they read their arguments
+OWN_TEST = ("embedded_backbone.py",)
+HEAVY = (
+    *FAST,
+    *OWN_TEST,
+    "plain_vs_residual.py",
+)  # they load Keras before they read their arguments
 NEEDED = {
     "export_and_serve.py": "tensorflow_serving",
     "finetune_tfds.py": "tensorflow_datasets",
@@ -119,6 +126,7 @@ def weights(tmp_path_factory):
     [
         pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
         for name in scripts()
+        if name not in OWN_TEST
     ],
 )  # fmt: skip
 def test_recipes_run_in_their_quick_form(script, striped, weights, tmp_path, request):
@@ -144,7 +152,7 @@ def test_recipes_run_in_their_quick_form(script, striped, weights, tmp_path, req
 
 
 def test_every_recipe_has_a_quick_form():
-    assert set(QUICK) == set(scripts())
+    assert {*QUICK, *OWN_TEST} == set(scripts())
 
 
 @pytest.mark.parametrize("script", scripts())
@@ -209,3 +217,45 @@ AFTERWARDS = {
     "finetune_folder.py": the_probe_came_first,
     "tune_flowers.py": the_best_recipe_is_written,
 }
+
+
+def blots(folder, count, seed):
+    """Save pictures that are not alike."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for k in range(count):
+        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+        small.resize((80, 72), Image.Resampling.BICUBIC).save(folder / f"{k}.png")
+
+
+@pytest.mark.slow
+def test_embedded_backbone_leaves_out_what_it_must_not_see_and_goes_on_where_it_was(
+    shared, tmp_path
+):
+    teacher = next((shared / "weights" / "resnet50_imagenet").glob("*.npz"))
+    for name in ("one", "two"):
+        blots(tmp_path / "images" / name, 16, seed=len(name) + ord(name[0]))
+    unseen = tmp_path / "unseen" / "any"
+    unseen.mkdir(parents=True)
+    for name in ("3.png", "5.png"):
+        with Image.open(tmp_path / "images" / "one" / name) as image:
+            image.resize((60, 54)).save((unseen / name).with_suffix(".jpg"), quality=80)
+    asked = (
+        tmp_path / "images", "--teacher", teacher, "--work", tmp_path / "work",
+        "--leave-out", unseen.parent, "--judge", tmp_path / "images",
+    )  # fmt: skip
+    file = tmp_path / "work" / "embedded.safetensors"
+
+    def steps(minutes):
+        done = run("embedded_backbone.py", *asked, "--minutes", minutes, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, read_card(file)["steps"]
+
+    said, first = steps(0.1)
+    assert "30 images, 2 left out, 2 classes" in said
+    assert first > 0
+    assert read_card(file)["probes"]["images"].keys() == {"64", "96", "128", "160"}
+    said, same = steps(0.1)
+    assert "taught" not in said  # the teacher is asked once
+    assert same == first
+    assert steps(0.8)[1] > first
