@@ -10,7 +10,7 @@ a single score does not tell.
 Five epochs of everything from the head of a linear probe, with frozen norm statistics and
 layer-wise learning rates; the rest is planned from the number of images, as `kresnet train` does.
 
-Machine: two cores of an Intel Xeon with AMX, bfloat16, shared with other work.
+Machine: not measured
 Time: not measured
 Result: not measured
 Source: the photos are those of https://www.tensorflow.org/datasets/catalog/tf_flowers; the probe

@@ -9,7 +9,7 @@ and five epochs of everything go on from it. The probe is the same for every see
 The validation photos choose the epoch, as in the tutorial, so the accuracy of fine-tuning is a
 little flattered; of fixed features they choose nothing.
 
-Machine: two cores of an Intel Xeon with AMX, bfloat16, shared with other work.
+Machine: not measured
 Time: not measured
 Result: not measured
 Source: Chilamkurthy, Transfer Learning for Computer Vision Tutorial,
