@@ -18,6 +18,12 @@ trains no more.
 Ours: AdamW, peak rate 2e-3, weight decay .05, one cycle; 128 images a step, of 48 px and in the
 last third of 64 px; crops from 35 %, mirrored, labels smoothed by .1; float32 or bfloat16,
 whichever the machine has.
+
+Machine: two cores of an Intel Xeon without AMX, float32, shared with other work.
+Time: 60 minutes of processor time, 3,028 steps.
+Result: a linear probe on it is right on 74.1 % (72.2 to 76.7 over three seeds) of 90 test photos of
+    flowers, and on 77.8 % of 153 photos of ants and bees (each seed).
+Source: kresnet's own; of the parts, the papers above.
 """
 
 from __future__ import annotations
