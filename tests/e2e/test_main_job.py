@@ -488,7 +488,7 @@ def test_a_diverging_loss_is_named(striped, tmp_path):
 
 def test_a_stored_recipe_runs_again_on_the_same_images(trained, tmp_path, monkeypatch):
     result, _, _ = trained
-    monkeypatch.setattr("kresnet.workflow.job._finish", lambda run, *_: run)
+    monkeypatch.setattr("kresnet.workflow.job._finish", lambda run, *_, **team: run)
     stored = Run.open(result.run)
     again = kresnet.fit(
         recipe=result.run / "recipe.yaml",
@@ -502,7 +502,7 @@ def test_a_stored_recipe_runs_again_on_the_same_images(trained, tmp_path, monkey
 
 
 def test_a_published_recipe_trains_random_weights(striped, tmp_path, monkeypatch):
-    monkeypatch.setattr("kresnet.workflow.job._finish", lambda run, *_: run)
+    monkeypatch.setattr("kresnet.workflow.job._finish", lambda run, *_, **team: run)
     run = kresnet.fit(
         striped,
         variant="resnet8_cifar",

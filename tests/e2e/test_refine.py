@@ -71,8 +71,8 @@ GAIN = {}  # of accuracy, by image size
 class Dreaming(Judge):
     """Finds larger images better than those of the training, by as much as it is told."""
 
-    def __init__(self, model, batches):
-        super().__init__(model, batches)
+    def __init__(self, model, batches, **team):
+        super().__init__(model, batches, **team)
         self._size = batches.element_spec[0].shape[1]
 
     def __call__(self):
@@ -108,7 +108,7 @@ def test_a_soup_is_kept_only_where_it_validates_better(begin, monkeypatch):
     for tasted, kept in (([0.7, 0.8, 0.75], True), ([0.7, 0.6, 0.7], False)):
         scores = iter([*script, *tasted, 0.8])
         monkeypatch.setattr(
-            stages, "Judge", lambda *_, scores=scores: lambda: Score(next(scores), 1.0)
+            stages, "Judge", lambda *_, scores=scores, **team: lambda: Score(next(scores), 1.0)
         )
         run = begin(f"soup-{kept}", soup=2)
         console = Saying()

@@ -39,7 +39,7 @@ class Scripted:
     def __init__(self, accuracies=()):
         self.accuracies, self.seen, self.model = list(accuracies), [], None
 
-    def __call__(self, model=None, batches=None):
+    def __call__(self, model=None, batches=None, **team):
         if model is not None:  # made, by the stages
             self.model = model
             return self
@@ -140,10 +140,10 @@ def test_patience_is_with_the_stage_and_not_with_what_came_before_it(begun):
     probe = Score(0.9, 0.1)
     original = stages.fine_tune
 
-    def after_a_probe(run, model, data, judged, best, console):
+    def after_a_probe(run, model, data, judged, best, console, **options):
         run.save_weights(model)
         run.update(kept="probe")
-        return original(run, model, data, judged, probe, console)
+        return original(run, model, data, judged, probe, console, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "fine_tune", after_a_probe)

@@ -113,7 +113,7 @@ def test_nothing_is_begun_on_a_disk_that_is_too_small(small_disk, striped, tmp_p
     def trained(*args, **options):
         raise AssertionError("it began")
 
-    monkeypatch.setattr("kresnet.workflow.job.train", trained)
+    monkeypatch.setattr("kresnet.workflow.job.train_in", trained)
     with pytest.raises(ResourceError, match=r"needs \d+\.\d MB .*Received: 1\.0 MB free\."):
         kresnet.fit(
             striped, variant="resnet20_cifar", weights=None, epochs=2, precision="float32",

@@ -104,7 +104,7 @@ class Judging:
     def __init__(self, accuracies=()):
         self.accuracies, self.seen, self.model = list(accuracies), [], None
 
-    def __call__(self, model=None, batches=None):
+    def __call__(self, model=None, batches=None, **team):
         if model is not None:
             self.model = model
             return self

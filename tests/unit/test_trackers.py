@@ -318,7 +318,7 @@ class Stopping(Console):
 @pytest.mark.slow
 def test_a_training_that_is_stopped_and_resumed_is_told_whole(begun, shown, monkeypatch):
     class Judging:
-        def __call__(self, *model):
+        def __call__(self, *model, **team):
             return self if model else Score(0.5, 1.0, 12)
 
     monkeypatch.setattr(stages, "Judge", Judging())
