@@ -7,6 +7,7 @@ import pytest
 from kresnet.console import Console
 from kresnet.data.pack import pack
 from kresnet.data.scan import scan
+from kresnet.train.run import Run
 from kresnet.workflow import evaluate_export, export_run, fit
 
 
@@ -58,6 +59,6 @@ def test_the_whole_job_behind_a_url(home, sources, tmp_path):
         out=tmp_path / "runs", exports=tmp_path / "exports", console=Console(quiet=True),
     )  # fmt: skip
     assert result.run.name == "far"
-    assert {row.path.rpartition("/")[0] for row in result.run.index.rows} == {url}
+    assert {row.path.rpartition("/")[0] for row in Run.open(result.run).index.rows} == {url}
     assert (result.export / "saved_model.pb").is_file()
     assert evaluate_export(result.export, url).n == 48
