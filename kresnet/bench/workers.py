@@ -4,9 +4,10 @@
     python -m kresnet.bench.workers --norms trainable --json
 
 Each turn starts the processes anew, every worker on cores of its own: one on all cores, one on as
-many as each of the two has, and two. All compute the same batch, in bfloat16; two have half of it
-each and sum the gradient over loopback. Printed are medians over the turns of the median step, and
-how much of twice the speed of one worker on its share of the cores the two have.
+many as each of the two has, and two. All compute the same batch, in the precision that is planned
+here; two have half of it each and sum the gradient over loopback. Printed are medians over the
+turns of the median step, and how much of twice the speed of one worker on its share of the cores
+the two have.
 """
 
 from __future__ import annotations
@@ -52,10 +53,12 @@ def main() -> None:
     for _ in range(options.turns):
         for name, places in cases.items():
             taken[name].append(_together(places))
+    from kresnet.train.hardware import resolve_precision
+
     print(f"{processor()}, {len(cores)} cores")
     print(
         f"{options.variant}, norms {options.norms}, {options.image_size} px, "
-        f"{options.batch_size} images a step, bfloat16, {options.turns} turns\n"
+        f"{options.batch_size} images a step, {resolve_precision('auto')}, {options.turns} turns\n"
     )
     print(table(taken, options.batch_size))
     if options.json:
@@ -115,7 +118,7 @@ def _timed(options: argparse.Namespace) -> float:
     import numpy as np
     import tensorflow as tf
 
-    from kresnet.train.hardware import policy_name
+    from kresnet.train.hardware import policy_name, resolve_precision
     from kresnet.train.optimizer import optimizer_for
     from kresnet.train.step import train_step
     from kresnet.zoo import build, freeze_norms
@@ -126,7 +129,7 @@ def _timed(options: argparse.Namespace) -> float:
             options.variant,
             num_classes=_CLASSES,
             input_shape=(side, side),
-            dtype=policy_name("bfloat16"),
+            dtype=policy_name(resolve_precision("auto")),
         )
         if options.norms == "frozen":
             freeze_norms(model)
