@@ -45,11 +45,13 @@ import tensorflow as tf
 
 import kresnet
 from kresnet.data.duplicates import find
-from kresnet.data.examine import Facts, is_named_image
+from kresnet.data.examine import Facts
+from kresnet.data.items import is_named_image
 from kresnet.data.look import look
 from kresnet.data.pixels import center_box, decode, normalize, resample
+from kresnet.files import whole_file
 from kresnet.train.hardware import policy_name, resolve_precision
-from kresnet.train.run import environment, whole_file
+from kresnet.train.run import environment
 from kresnet.train.schedule import one_cycle
 from kresnet.zoo import Preprocessing, fold
 from kresnet.zoo.embedded import VARIANT, write_embedded
