@@ -1,13 +1,13 @@
 """Duplicates are found whatever was done to them, and only they."""
 
-import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hostile import encode, picture
-from PIL import Image, ImageEnhance
+from PIL import Image
 
+from kresnet.bench.check import CHANGES
 from kresnet.data.check import check
 from kresnet.data.duplicates import Pair, find, groups
 from kresnet.data.examine import Facts
@@ -17,38 +17,6 @@ from kresnet.data.look import SIDE, area_weights, look, thumbnails
 def facts(image, digest):
     pixels = np.asarray(image.convert("RGB"))
     return Facts(*pixels.shape[:2], digest, "", look(pixels))
-
-
-def again(image, **options):
-    """The image after it was written as a JPEG and read."""
-    return Image.open(io.BytesIO(encode(image.convert("RGB"), "JPEG", **options)))
-
-
-def cropped(image, left, top, right, bottom):
-    """Cut off shares of the sides."""
-    width, height = image.size
-    box = (width * left, height * top, width * (1 - right), height * (1 - bottom))
-    return image.crop(tuple(map(round, box)))
-
-
-CHANGES = {
-    "recompressed": lambda image: again(image, quality=30),
-    "half": lambda image: again(image.resize((image.width // 2, image.height // 2)), quality=75),
-    "larger": lambda image: image.resize((image.width * 5 // 3, image.height * 5 // 3)),
-    "squeezed": lambda image: image.resize((160, 160)),
-    "flipped": lambda image: again(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
-    "cropped 5 % at each side": lambda image: again(cropped(image, 0.05, 0.05, 0.05, 0.05)),
-    "cropped 5 % in all": lambda image: again(cropped(image, 0.025, 0.025, 0.025, 0.025)),
-    "cropped 5 % at two sides": lambda image: again(cropped(image, 0.05, 0.05, 0, 0)),
-    "brighter": lambda image: again(ImageEnhance.Brightness(image).enhance(1.3)),
-    "grey": lambda image: again(image.convert("L")),
-    "cropped, smaller, brighter": lambda image: again(
-        ImageEnhance.Brightness(cropped(image, 0.05, 0.02, 0.03, 0.05).resize((200, 170))).enhance(
-            1.2
-        ),
-        quality=60,
-    ),
-}
 
 
 def photo(seed):
