@@ -229,10 +229,10 @@ def resume(
 def demo(
     out: Out = Path("runs"),
     exports: Exports = Path("saved_models"),
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 6,
     as_json: Json = False,
 ) -> None:
-    """Do the whole job, offline, on handwritten digits: a ResNet-20 from scratch."""
+    """Do the whole job, offline, on handwritten digits: a probe, then fine-tuning."""
     with reporting() as console:
         from kresnet.data.demo import write_digits
         from kresnet.workflow import fit
@@ -241,13 +241,15 @@ def demo(
         data = write_digits(kresnet_home() / "demo" / "digits")
         result = fit(
             data,
-            variant="resnet20_cifar",
-            weights=None,
+            weights="embedded",
             name="digits",
             out=out,
             exports=exports,
             console=console,
+            image_size=64,
             epochs=epochs,
+            lr=3e-4,  # of scanned ink, photos teach little: the network has to move
+            min_area=0.7,  # a part of a digit may be another one
         )
         photo = str(sorted(data.glob("7/*.png"))[0])
     _show(result, as_json, photo)
