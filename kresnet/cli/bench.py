@@ -22,7 +22,9 @@ add_speed_to(group)
 @group.command()
 def accuracy(
     data: Annotated[list[str], typer.Option(help="NAME=DATA, as often as you like.")],
-    weights: Annotated[Path, typer.Option(help="Checkpoint that all start from.")],
+    weights: Annotated[
+        str, typer.Option(help="Checkpoint that all start from, or a tag, as embedded.")
+    ],
     variant: KnownVariant = "resnet50",
     budget: Annotated[str, typer.Option(help="Time for each training, as 90s or 5m.")] = "270s",
     seeds: Annotated[int, typer.Option(min=1, help="Splits and trainings of each.")] = 3,

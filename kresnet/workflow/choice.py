@@ -120,7 +120,7 @@ def decide(choice: Choice, console: Console) -> tuple[Plan, Index]:
         planned = partial(
             explained,
             **known,
-            image_size=_usual_side(variant, weights),
+            image_size=usual_side(variant, weights),
             overrides=settings,
             preset=choice.preset,
         )
@@ -136,7 +136,7 @@ def decide(choice: Choice, console: Console) -> tuple[Plan, Index]:
     return chosen, index
 
 
-def _usual_side(variant: str, weights: str | None) -> int:
+def usual_side(variant: str, weights: str | None) -> int:
     """Return the side of the images that a network, or the embedded weights, are for."""
     if weights == EMBEDDED:
         return card_for(variant, EMBEDDED).preprocessing.image_size

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from kresnet.bench.accuracy.ours import scores_of, write_table
 from kresnet.bench.accuracy.results import GUIDE, Line
 from kresnet.bench.accuracy.task import Answer, Task, softmax
 from kresnet.data.scan import scan
-from kresnet.errors import ConfigError, DataError
+from kresnet.errors import ConfigError, DataError, WeightsError
 from kresnet.evaluate.predictions import Prediction
-from kresnet.zoo import build
+from kresnet.zoo import VARIANTS, build, card_for
 from kresnet.zoo.convert import save_torch
 
 CLASSES = tuple(sorted(STRIPES))
@@ -133,10 +134,11 @@ def test_the_table_has_a_row_for_what_could_not_be_run():
 @pytest.fixture
 def contenders(monkeypatch, striped):
     """Contenders without processes, and the list of who was run; all answer at random."""
-    ran, failing = [], set()
+    ran, failing, told = [], set(), []
 
     def run(module, task, most_s):
         ran.append((module, task.seed))
+        told.append((task.weights, task.image_size))
         if (module, task.seed) in failing:
             return "exit code 1: on purpose"
         if module == "stop":
@@ -157,16 +159,23 @@ def contenders(monkeypatch, striped):
             "absent": compare.Contender("absent", "absent", ("no_such_package",)),
         },
     )
-    return ran, failing
+    return Contenders(ran, failing, told)
 
 
-def bench(striped, tmp_path, *against, seeds=2):
-    weights = tmp_path / "weights.npz"
-    weights.write_bytes(b"any")
+class Contenders(NamedTuple):
+    """Who was run with which seed, who is to fail, and with which weights and side of the input."""
+
+    ran: list
+    failing: set
+    told: list
+
+
+def bench(striped, tmp_path, *against, seeds=2, weights=None, variant="resnet20_cifar"):
+    (tmp_path / "weights.npz").write_bytes(b"any")
     return compare.compare(
         {"striped": striped},
-        weights=weights,
-        variant="resnet20_cifar",
+        weights=weights or tmp_path / "weights.npz",
+        variant=variant,
         budget_s=30.0,
         seeds=seeds,
         presets=("probe",),
@@ -176,7 +185,7 @@ def bench(striped, tmp_path, *against, seeds=2):
 
 
 def test_a_bench_that_was_stopped_goes_on(striped, tmp_path, contenders):
-    ran, _ = contenders
+    ran = contenders.ran
     with pytest.raises(KeyboardInterrupt):
         bench(striped, tmp_path, "keras", "stop")
     assert ran == [("ours", 0), ("start", 0), ("keras_guide", 0), ("stop", 0)]
@@ -191,7 +200,7 @@ def test_a_bench_that_was_stopped_goes_on(striped, tmp_path, contenders):
 
 
 def test_what_failed_is_told_and_tried_again(striped, tmp_path, contenders):
-    ran, failing = contenders
+    ran, failing, _ = contenders
     failing.add(("keras_guide", 1))
     found = bench(striped, tmp_path, "keras", "absent")
     assert [one["seeds"] for one in found] == [2, 1, 0]
@@ -203,6 +212,19 @@ def test_what_failed_is_told_and_tried_again(striped, tmp_path, contenders):
     found = bench(striped, tmp_path, "keras")
     assert ran == [("keras_guide", 1)]
     assert (found[1]["seeds"], found[1]["failed"]) == (2, None)
+
+
+def test_weights_are_a_file_or_a_tag_with_its_own_side(striped, tmp_path, contenders):
+    bench(striped, tmp_path, seeds=1)
+    bench(striped, tmp_path, seeds=1, weights="embedded", variant="resnet10t")
+    card = card_for("resnet10t", "embedded")
+    assert contenders.told == [
+        (str(tmp_path / "weights.npz"), 32),
+        ("embedded", card.preprocessing.image_size),
+    ]
+    assert card.preprocessing.image_size != VARIANTS["resnet10t"].image_size
+    with pytest.raises(WeightsError, match=r"nowhere\.npz"):
+        bench(striped, tmp_path, weights="nowhere.npz")
 
 
 def test_other_seconds_are_another_result(striped, tmp_path, contenders):

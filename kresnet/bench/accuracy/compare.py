@@ -64,7 +64,7 @@ PEERS: Final = {
 def compare(
     data: Mapping[str, str | Path],
     *,
-    weights: Path,
+    weights: str | Path,
     variant: str = "resnet50",
     budget_s: float,
     seeds: int = 3,
@@ -82,7 +82,8 @@ def compare(
     Args:
         data: Sources of `kresnet.data.sources.listing` by the name that the table gives them. Their
             own splits are not heeded: 70 % are to train and 30 % to test, by class and seed.
-        weights: Of the variant; a checkpoint that `kresnet.load_weights` reads.
+        weights: Of the variant; a tag, as "embedded", or a checkpoint that `kresnet.load_weights`
+            reads.
         variant: A key of `kresnet.VARIANTS`.
         budget_s: Seconds for each contender, from the start of its process.
         seeds: How many splits, from seed 0.
@@ -97,15 +98,19 @@ def compare(
     Raises:
         ConfigError: A preset or a peer is unknown.
         DataError: The images cannot be used.
-        ResourceError: The results cannot be written.
+        ResourceError: The results cannot be written, or the weights not be downloaded.
+        WeightsError: There is no such file of weights.
     """
     from kresnet.train.hardware import resolve_precision
-    from kresnet.zoo.variants import variant_config
+    from kresnet.workflow.choice import usual_side
+    from kresnet.zoo.download import find_weights
 
     contenders = [*_chosen(presets, OURS, "presets"), *_chosen(against, PEERS, "against")]
     work = out.resolve() / "work"
     work.mkdir(parents=True, exist_ok=True)
-    file, digest = out / "lines.jsonl", hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+    checkpoint = find_weights(variant, weights)
+    tag = None if checkpoint == Path(weights) else str(weights)
+    file, digest = out / "lines.jsonl", hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]
     known = {line.key for line in load(file) if not line.failed}
     for name, source in data.items():
         images, classes = _images(source)
@@ -122,10 +127,10 @@ def compare(
                     started=0.0,
                     folder=str(work / f"{name}-{seed}-{re.sub(r'[^a-z]+', '-', contender.method)}"),
                     variant=variant,
-                    weights=str(weights.resolve()),
+                    weights=tag or str(checkpoint.resolve()),
                     start=str(work / f"{name}-{seed}-start"),
                     precision=resolve_precision("auto"),
-                    image_size=variant_config(variant).image_size,
+                    image_size=usual_side(variant, tag),
                     classes=classes,
                     train=train,
                     test=test,

@@ -26,7 +26,7 @@ class Task:
         started: When the process was started, in seconds of `time.time`.
         folder: To work in.
         variant: A key of `kresnet.VARIANTS`.
-        weights: File of the pretrained weights.
+        weights: File of the pretrained weights, or their tag.
         start: Folder of what `start` makes of them.
         precision: What matrix products are computed in: "bfloat16" or "float32".
         image_size: Side of the input in pixels.
