@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,6 +17,15 @@ TOLERANCE: Final = 1e-4
 
 Folding and other kernels move a float32 probability by about 1e-6; a wrong mean, channel order or
 resize moves it by 1e-2 and more.
+"""
+
+Precision = Literal["float32", "bfloat16"]
+
+TOLERANCES: Final[dict[Precision, float]] = {"float32": TOLERANCE, "bfloat16": 5e-2}
+"""The same of a SavedModel by what it computes in.
+
+bfloat16 keeps eight bits of every factor, which moves the probabilities of a fine-tuned ResNet by
+about 1e-2. That no wrong step hides behind it is shown by its accuracy, which is measured, too.
 """
 
 
@@ -46,6 +55,13 @@ class FormatCheck(BaseModel):
     reference_accuracy: float | None = None
     loaders: tuple[str, ...] = ()
 
+    @property
+    def accuracy_loss(self) -> float | None:
+        """Percentage points that it loses to the Keras model; None where none is labelled."""
+        if self.accuracy is None or self.reference_accuracy is None:
+            return None
+        return 100 * (self.reference_accuracy - self.accuracy)
+
     def __str__(self) -> str:
         accuracy = (
             f", accuracy {self.accuracy:.1%} (Keras {self.reference_accuracy:.1%})"
@@ -72,6 +88,7 @@ class Contract(BaseModel):
         temperature: Scores are `softmax(logits / temperature)`.
         threshold: An answer whose best score is below it abstains; None never does.
         mirrored: Whether training took a mirror image to be of the same class.
+        precision: What the SavedModel computes convolutions in, and keeps their weights in.
         weights_sha256: SHA-256 of the run's weights file, hexadecimal; "" where unknown.
         created: When it was made, ISO 8601 in UTC; "" where unknown.
         copy_of: The version that this one publishes again; None for an export of its own.
@@ -90,6 +107,7 @@ class Contract(BaseModel):
     temperature: float = 1.0
     threshold: float | None = None
     mirrored: bool = False
+    precision: Precision = "float32"
     weights_sha256: str = ""
     created: str = ""
     copy_of: int | None = None

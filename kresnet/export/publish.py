@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from kresnet.data import pixels
+from kresnet.errors import ExportError
 from kresnet.export import golden
-from kresnet.export.contract import TOLERANCE, Contract, FormatCheck
+from kresnet.export.contract import TOLERANCE, TOLERANCES, Contract, FormatCheck
 from kresnet.export.formats import FORMATS, Format
 from kresnet.export.reference import Reference, Sample, prepared_pixels
 from kresnet.export.saved_model import write_saved_model
@@ -26,7 +27,7 @@ from kresnet.export.warmup import write_warmup
 from kresnet.zoo import fold
 
 MAX_ACCURACY_LOSS: Final = 0.5
-"""Percentage points of accuracy that 8 bits may cost, unless the user says otherwise."""
+"""Percentage points of accuracy that fewer bits may cost, unless the user says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ def export(
         formats: Keys of `FORMATS`; the SavedModel is always written.
         int8: Write the 8-bit files of these formats too, where they lose little accuracy.
         calibration: Paths of training images that set the ranges of the 8-bit files.
-        max_accuracy_loss: What 8 bits may cost on the labelled samples, in percentage points.
+        max_accuracy_loss: What fewer bits, 8 or those of bfloat16, may cost on the labelled
+            samples, in percentage points.
         keep_photos: Store small copies of four samples in the export for later checks; else
             drawn images.
         progress: Is told what is going on.
@@ -85,10 +87,12 @@ def export(
         photos = [sample.path for sample in samples] if keep_photos else []
         goldens = golden.from_photos(photos) if photos else golden.drawn()
         reference = Reference(model, contract, samples, goldens)
-        golden.save(goldens, reference.golden_scores, directory, TOLERANCE)
+        golden.save(goldens, reference.golden_scores, directory, TOLERANCES[contract.precision])
         write_warmup(directory, contract.name, golden.thumbnail(goldens[0]))
         progress("checking the SavedModel")
         checks = {"saved_model": verify_saved_model(directory, reference, contract)}
+        if contract.precision != "float32":
+            _check_loss(contract.precision, checks["saved_model"], max_accuracy_loss)
         files = Files(model, contract, directory, reference, tuple(calibration), progress)
         for name in formats:
             files.add(name)
@@ -97,6 +101,16 @@ def export(
         contract = contract.model_copy(update={"formats": checks | files.checks})
         contract.save(directory)
     return Exported(version.path, contract, tuple(files.remarks))
+
+
+def _check_loss(precision: str, check: FormatCheck, bound: float) -> None:
+    loss = check.accuracy_loss
+    if loss is not None and loss > bound + 1e-9:
+        raise ExportError(
+            f"A SavedModel in {precision} may lose {bound:g} points of accuracy. Received: "
+            f"{loss:.1f} on {check.images} images. It was not published; allow more, or export in "
+            "float32."
+        )
 
 
 @dataclass
@@ -145,14 +159,13 @@ class Files:
         for calibration in self._write_int8(name, path):
             self.progress(f"checking {kind.int8_file}, {calibration}")
             check = self._verified(kind, path, None)
-            if check.accuracy is None or check.reference_accuracy is None:
+            if check.accuracy_loss is None:
                 tried.append("no labelled images to measure its accuracy on")
                 break
-            loss = 100 * (check.reference_accuracy - check.accuracy)
-            if loss <= bound + 1e-9:
+            if check.accuracy_loss <= bound + 1e-9:
                 self.checks[kind.int8_file] = check
                 return
-            tried.append(f"{calibration} loses {loss:.1f} points")
+            tried.append(f"{calibration} loses {check.accuracy_loss:.1f} points")
         path.unlink()
         self.remarks.append(
             f"{kind.int8_file} was not kept: {', '.join(tried)} of accuracy on "

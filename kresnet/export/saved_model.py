@@ -23,7 +23,7 @@ def write_saved_model(model: keras.Model, contract: Contract, directory: Path) -
 
     Args:
         model: Gives logits; from `kresnet.build`.
-        contract: Labels, preprocessing, temperature, threshold.
+        contract: Labels, preprocessing, temperature, threshold, precision.
         directory: An existing directory; the files go right into it.
 
     Raises:
@@ -34,7 +34,7 @@ def write_saved_model(model: keras.Model, contract: Contract, directory: Path) -
         raise ExportError(f"A label must be one line. Received: {names[0]!r}. Rename that class.")
     labels = directory / "labels.txt"
     labels.write_text("\n".join(contract.classes) + "\n", encoding="utf-8")
-    folded = fold(model, dtype="float32", portable=False)
+    folded = fold(model, dtype=contract.precision, portable=False)
     servable = Servable(folded, contract, labels)
     tf.saved_model.save(
         servable,
@@ -63,7 +63,9 @@ def size_of_saved_model(directory: Path) -> int:
 
 def _check_size(directory: Path, model: keras.Model) -> None:
     stored = size_of_saved_model(directory)
-    needed = sum(4 * math.prod(variable.shape) for variable in model.variables)
+    needed = sum(
+        tf.as_dtype(variable.dtype).size * math.prod(variable.shape) for variable in model.variables
+    )
     if stored > 1.1 * needed + GRAPHS_BYTES:
         raise ExportError(
             f"An export stores each weight once. Received: {stored} bytes for {needed} bytes of "

@@ -122,7 +122,8 @@ class Servable(tf.Module):
     def _look(self, prepared: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the last features `(n, g, g, f)` and the scores `(n, k)`."""
         features, logits = self._call(prepared)
-        return features, tf.nn.softmax(logits / self._contract.temperature)
+        scores = tf.nn.softmax(tf.cast(logits, tf.float32) / self._contract.temperature)
+        return tf.cast(features, tf.float32), scores
 
     def _answer(self, scores: tf.Tensor, ok: tf.Tensor) -> dict[str, tf.Tensor]:
         names = self._labels.lookup(tf.range(len(self._contract.classes), dtype=tf.int64))

@@ -20,12 +20,13 @@ from tensorflow.core.protobuf import saved_model_pb2
 from kresnet.data import pixels
 from kresnet.errors import ExportError
 from kresnet.export import replay
-from kresnet.export.contract import TOLERANCE, Contract, FormatCheck
+from kresnet.export.contract import TOLERANCE, TOLERANCES, Contract, FormatCheck, Precision
 from kresnet.export.golden import FOLDER
 from kresnet.export.reference import Input, Reference
 from kresnet.export.saved_model import size_of_saved_model
 
-_HEAT_TOLERANCE: Final = 1e-2  # of a heatmap, which is scaled to its maximum
+_HEAT_TOLERANCES: Final[dict[Precision, float]] = {"float32": 1e-2, "bfloat16": 1.0}
+"""Of a heatmap. It is scaled to its maximum, so one of hardly any evidence may turn in bfloat16."""
 _LOADERS: Final = ("tf.saved_model.load", "session loader", "C API")
 
 
@@ -59,9 +60,10 @@ def verify_saved_model(directory: Path, reference: Reference, contract: Contract
         for loader in loaders
         for problem in _golden_problems(loader, answers, reference, contract)
     ]
-    if not check.max_difference <= TOLERANCE:
+    tolerance = TOLERANCES[contract.precision]
+    if not check.max_difference <= tolerance:
         problems.append(f"max |dp| {check.max_difference:.1e} on {check.images} real images")
-    refuse("The SavedModel", problems)
+    refuse("The SavedModel", problems, tolerance)
     return check
 
 
@@ -94,7 +96,8 @@ def verify_file(
     bytes_ = path.stat().st_size if size is None else size
     check = make_check(bytes_, answers["scores"], reference.scores(kind), reference)
     if tolerance is not None and not check.max_difference <= tolerance:
-        refuse(path.name, [f"max |dp| {check.max_difference:.1e} on {check.images} real images"])
+        problem = f"max |dp| {check.max_difference:.1e} on {check.images} real images"
+        refuse(path.name, [problem], tolerance)
     return check.model_copy(update={"input": kind, "loaders": (runtime,)})
 
 
@@ -115,7 +118,7 @@ def make_check(
     )
 
 
-def refuse(what: str, problems: list[str]) -> None:
+def refuse(what: str, problems: list[str], tolerance: float = TOLERANCE) -> None:
     """Raise if there are problems.
 
     Raises:
@@ -124,7 +127,7 @@ def refuse(what: str, problems: list[str]) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ExportError(
-            f"{what} must answer as the Keras model does, within {TOLERANCE:g}. "
+            f"{what} must answer as the Keras model does, within {tolerance:g}. "
             f"Received: {'; '.join(problems[:3])}{more}. It was not published."
         )
 
@@ -141,7 +144,7 @@ def _golden_problems(
             return answers[f"{loader}/{signature}/{output}"]
 
         difference = float(np.abs(found("scores")[:count] - expected).max(initial=0.0))
-        if not difference <= TOLERANCE:
+        if not difference <= TOLERANCES[contract.precision]:
             yield f"{signature}: max |dp| {difference:.1e} on the golden images"
         listed = found("classes" if signature == "classify" else "labels")
         if not np.array_equal(listed, np.tile(names, (len(listed), 1))):
@@ -158,7 +161,7 @@ def _golden_problems(
         ):
             yield f"{signature}: a broken image got an answer"
     heat = np.abs(answers[f"{loader}/explain/heatmap"][:count] - reference.golden_heatmaps)
-    if not heat.max(initial=0.0) <= _HEAT_TOLERANCE:
+    if not heat.max(initial=0.0) <= _HEAT_TOLERANCES[contract.precision]:
         yield f"explain: heatmaps differ by {heat.max():.1e}"
 
 

@@ -63,6 +63,7 @@ class Version:
         return (
             f"{self.path.parent.name} {self.number}{copy}  {self.created}  {contract.variant}, "
             f"{len(contract.classes)} classes"
+            + (", bfloat16" if contract.precision == "bfloat16" else "")
         )
 
     def table(self) -> str:

@@ -3,6 +3,7 @@
 import json
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from small_export import picture, small_contract, small_model
 from kresnet.data import pixels
 from kresnet.errors import ConfigError, ExportError, ResourceError
 from kresnet.export import formats, golden, publish
-from kresnet.export.contract import Contract
+from kresnet.export.contract import TOLERANCES, Contract
 from kresnet.export.formats import FORMATS, choose_formats
 from kresnet.export.reference import Reference, Sample
 from kresnet.export.rounding import rounded
+from kresnet.export.saved_model import write_saved_model
 from kresnet.export.verify import verify_file
+from kresnet.export.versions import list_versions
 from kresnet.zoo import VARIANTS, Preprocessing, fold, with_dtype
 
 
@@ -31,15 +34,19 @@ def samples(tmp_path_factory):
     return paths
 
 
+def labelled(samples, contract, model):
+    """Samples with the labels that the Keras model gives them."""
+    plain = Reference(model, contract, [Sample(path) for path in samples], [])
+    best = plain.scores("pixels").argmax(axis=1)
+    return [Sample(path, int(label)) for path, label in zip(samples, best, strict=True)]
+
+
 @pytest.fixture
 def files(samples, tmp_path):
     """What writes formats, with labels that the Keras model gets right by construction."""
     model = small_model()
     contract = small_contract(model)
-    plain = Reference(model, contract, [Sample(path) for path in samples], [])
-    best = plain.scores("pixels").argmax(axis=1)
-    labelled = [Sample(path, int(label)) for path, label in zip(samples, best, strict=True)]
-    reference = Reference(model, contract, labelled, golden.drawn())
+    reference = Reference(model, contract, labelled(samples, contract, model), golden.drawn())
     return publish.Files(model, contract, tmp_path, reference, tuple(samples), lambda _: None)
 
 
@@ -259,3 +266,44 @@ def test_the_keras_file_holds_only_built_in_layers(files):
     loaded = tf.keras.models.load_model(files.directory / "model.keras", safe_mode=True)
     assert loaded.input_shape == (None, 32, 32, 3)
     assert loaded.output_shape == (None, 5)
+
+
+def test_a_saved_model_in_bfloat16_is_near_and_half_as_large(samples, tmp_path):
+    model = small_model()
+    answers, sizes = {}, {}
+    for precision in ("float32", "bfloat16"):
+        contract = small_contract(model, precision=precision)
+        (tmp_path / precision).mkdir()
+        write_saved_model(model, contract, tmp_path / precision)
+        loaded = tf.saved_model.load(str(tmp_path / precision))
+        contents = tf.constant([Path(path).read_bytes() for path in samples])
+        answers[precision] = loaded.signatures["explain"](
+            image_bytes=contents, class_index=tf.fill([len(samples)], -1)
+        )
+        sizes[precision] = sum(f.stat().st_size for f in (tmp_path / precision).glob("variables/*"))
+    scores = {precision: answer["scores"].numpy() for precision, answer in answers.items()}
+    assert scores["bfloat16"].dtype == answers["bfloat16"]["heatmap"].numpy().dtype == np.float32
+    np.testing.assert_allclose(scores["bfloat16"].sum(axis=1), 1, atol=1e-6)
+    difference = np.abs(scores["bfloat16"] - scores["float32"]).max()
+    assert 1e-4 < difference < TOLERANCES["bfloat16"]  # it does compute in bfloat16
+    assert sizes["bfloat16"] < 0.6 * sizes["float32"]
+
+
+@pytest.mark.slow
+def test_an_export_in_bfloat16_is_held_to_its_own_bounds(samples, tmp_path, monkeypatch):
+    model = small_model()
+    contract = small_contract(model, precision="bfloat16")
+    some = labelled(samples, contract, model)
+    made = publish.export(model, contract, tmp_path, samples=some, max_accuracy_loss=20.0)
+    check = made.contract.formats["saved_model"]
+    assert 1e-4 < check.max_difference < TOLERANCES["bfloat16"]
+    assert made.contract.precision == Contract.load(made.path).precision == "bfloat16"
+    assert golden.load(made.path)[2] == TOLERANCES["bfloat16"]
+    assert ", bfloat16" in str(list_versions(tmp_path, "small")[0])
+
+    with pytest.raises(ExportError, match=r"may lose -101 points of accuracy. Received: "):
+        publish.export(model, contract, tmp_path, samples=some, max_accuracy_loss=-101.0)
+    monkeypatch.setitem(TOLERANCES, "bfloat16", 1e-5)
+    with pytest.raises(ExportError, match=r"within 1e-05. Received: .*max \|dp\|"):
+        publish.export(model, contract, tmp_path, samples=some, max_accuracy_loss=20.0)
+    assert [version.number for version in list_versions(tmp_path, "small")] == [1]
