@@ -30,7 +30,7 @@ def groups(options: Options, work: Path) -> Iterator[Group]:
         yield Group(
             f"Inference, {'1 image' if batch == 1 else f'{batch} images'}",
             "ms" if batch == 1 else "images/s",
-            _own("SavedModel, TensorFlow", "saved_model", work, batch, ("tensorflow",)),
+            _saved_model(work, batch),
             options.chosen(_others(options, work, batch)),
             images=batch,
             demand=Demand(flop=2.0 * size.macs * batch, weights=size.params),
@@ -73,6 +73,16 @@ def _others(options: Options, work: Path, batch: int) -> dict[str, tuple[Contend
         "torchvision": (_torch("torchvision", options, common),),
         "timm": (_torch("timm", options, common),),
     }
+
+
+def _saved_model(work: Path, batch: int) -> Contender:
+    common = {"folder": str(work), "batch": batch, "steps": _steps(batch)}
+    return Contender(
+        "kresnet SavedModel, TensorFlow",
+        f"{_STEPS}:saved_model",
+        {precision: {**common, "precision": precision} for precision in ("float32", "bfloat16")},
+        ("tensorflow",),
+    )
 
 
 def _own(name: str, make: str, work: Path, batch: int, packages: tuple[str, ...]) -> Contender:

@@ -15,6 +15,9 @@ import numpy as np
 
 from kresnet.bench.speed.work import Work, timed
 
+HALF: Final = "saved_model_bfloat16"
+"""Folder of our SavedModel that computes in bfloat16."""
+
 _CLASSES: Final = 1000
 _SAMPLES: Final = 8  # that the export is checked with
 _HEIGHT, _WIDTH = 256, 341  # of the photos
@@ -44,6 +47,7 @@ def prepare(
     from kresnet.export.formats import FORMATS
     from kresnet.export.publish import export
     from kresnet.export.reference import Sample
+    from kresnet.export.saved_model import write_saved_model
     from kresnet.zoo import build, to_keras, to_torch
 
     home = Path(folder)
@@ -83,16 +87,20 @@ def prepare(
         samples=[Sample(file) for file in files[:_SAMPLES]],
         formats=[name for name in formats if not FORMATS[name].missing],
     )
+    half = home / HALF
+    half.mkdir()
+    write_saved_model(model, contract.model_copy(update={"precision": "bfloat16"}), half)
     said = {"version": str(made.path), "photo": files[0]}
     (home / "prepared.json").write_text(json.dumps(said), encoding="utf-8")
     return said
 
 
-def saved_model(*, folder: str, batch: int, steps: int) -> Work:
+def saved_model(*, folder: str, batch: int, steps: int, precision: str = "float32") -> Work:
     """Run the SavedModel on decoded photos."""
     import tensorflow as tf
 
-    module = tf.saved_model.load(str(_version(folder)))
+    version = _version(folder) if precision == "float32" else Path(folder) / HALF
+    module = tf.saved_model.load(str(version))
     serve = module.signatures["serving_default"]
     photos = tf.constant(np.load(Path(folder) / "photos.npy")[:batch])
     return _work(folder, lambda: serve(images=photos)["scores"].numpy(), steps)
