@@ -13,15 +13,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO, Annotated, Final
+from typing import IO, Annotated, Any, Final
 
 import typer
 
+from kresnet.cli.options import RayWorkers, WorkerCpus, WorkerGpus
 from kresnet.errors import ConfigError, Interrupted
 from kresnet.machine import free_addresses, own_cores, shares, staying_on
 
 _GRACE_S: Final = 120.0
 """Seconds that the others have to end by themselves when one has; then they are asked, and made."""
+
+WORKERS: Final = 2
+
+OF_RAY: Final = ("ray", "workers", "worker_cpus", "worker_gpus")
+"""The parameters of a command that say where its workers are; they themselves are not told."""
 
 _LOOK_S: Final = 0.1
 
@@ -30,13 +36,10 @@ def launch(
     command: Annotated[
         list[str], typer.Argument(help="The kresnet command, behind --, as -- train photos/.")
     ],
-    workers: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 2,
-    ray: Annotated[
-        str | None,
-        typer.Option(help="Address of a Ray cluster for the workers, as auto; local starts one."),
-    ] = None,
-    worker_cpus: Annotated[int, typer.Option(min=1, help="With --ray: cores of a worker.")] = 1,
-    worker_gpus: Annotated[int, typer.Option(min=0, help="With --ray: GPUs of a worker.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = WORKERS,
+    ray: RayWorkers = None,
+    worker_cpus: WorkerCpus = 1,
+    worker_gpus: WorkerGpus = 0,
     restarts: Annotated[
         int, typer.Option(min=0, help="With --ray: how often it goes on after losing a machine.")
     ] = 3,
@@ -53,7 +56,7 @@ def launch(
         )
     if ray is not None:
         needs = {"cpus": worker_cpus, "gpus": worker_gpus, "restarts": restarts}
-        _on_ray(command, ray, workers=workers, **needs)
+        on_ray(command, ray, workers=workers, **needs)
         return
     gpus = _gpus()
     if 0 < len(gpus) < workers:
@@ -80,7 +83,67 @@ def launch(
         raise typer.Exit(code)
 
 
-def _on_ray(command: Sequence[str], ray: str, **options: int) -> None:
+def handed_over(
+    context: typer.Context, ray: str | None, *, workers: int | None, cpus: int, gpus: int
+) -> bool:
+    """Start the command that is under way with workers on a cluster, if one was named.
+
+    Args:
+        context: Of the command, whose own options of that kind are `OF_RAY`.
+        ray: Address of the cluster; None is none.
+        workers: As in `launch`, and as many where it is None.
+        cpus: Cores of each.
+        gpus: GPUs of each.
+
+    Returns:
+        Whether it has been done, to its end.
+
+    Raises:
+        ConfigError: Workers are asked for without a cluster.
+        typer.Exit: It has ended with another code than 0.
+    """
+    if ray is None:
+        if (workers, cpus, gpus) != (None, 1, 0):
+            raise ConfigError(
+                "`--workers`, `--worker-cpus` and `--worker-gpus` go with `--ray`. Received: "
+                f"workers={workers}, cpus={cpus}, gpus={gpus} without it. Name a cluster, or "
+                "start them here: kresnet launch --workers 2 -- train photos/"
+            )
+        return False
+    on_ray(_said(context), ray, workers=workers or WORKERS, cpus=cpus, gpus=gpus)
+    return True
+
+
+def _said(context: typer.Context) -> list[str]:
+    """Return the command that is under way as it was said, without what places its workers."""
+    words, plain = [str(context.info_name)], []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is None or source.name != "COMMANDLINE" or parameter.name in OF_RAY:
+            continue
+        value: Any = context.params[parameter.name or ""]
+        option, *_ = parameter.opts if value is not False else parameter.secondary_opts
+        if parameter.param_type_name == "argument":
+            plain.append(str(value))
+        elif isinstance(value, bool):
+            words.append(option)
+        else:
+            values = value if isinstance(value, list | tuple) else [value]
+            words.extend(f"{option}={one}" for one in values)
+    return [*words, "--", *plain] if plain else words
+
+
+def on_ray(command: Sequence[str], ray: str, **options: int) -> None:
+    """Run a command with workers on a Ray cluster, and pass on what they write.
+
+    Args:
+        command: What follows `kresnet`.
+        ray: Address of the cluster; "local" starts one of this machine.
+        **options: As in `kresnet.cluster.training.run_on_ray`.
+
+    Raises:
+        typer.Exit: It has ended with another code than 0.
+    """
     from kresnet.cluster.training import run_on_ray
     from kresnet.console import Console
 

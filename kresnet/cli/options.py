@@ -84,6 +84,14 @@ Set = Annotated[
     ),
 ]
 Exports = Annotated[Path, typer.Option(help="Folder of the exports.")]
+RayWorkers = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help="Address of a Ray cluster for the workers, as auto; local starts one."
+    ),
+]
+WorkerCpus = Annotated[int, typer.Option(min=1, help="With --ray: cores of a worker.")]
+WorkerGpus = Annotated[int, typer.Option(min=0, help="With --ray: GPUs of a worker.")]
 NoPhotos = Annotated[
     bool,
     typer.Option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kresnet.cli.launch import handed_over
 from kresnet.cli.options import (
     DATA_HELP,
     Augment,
@@ -24,10 +25,13 @@ from kresnet.cli.options import (
     Mixup,
     NoPhotos,
     Out,
+    RayWorkers,
     Seed,
     Set,
     Variant,
     Weights,
+    WorkerCpus,
+    WorkerGpus,
     read_fields,
     read_seconds,
 )
@@ -66,6 +70,7 @@ class Optimizer(StrEnum):
 
 
 def train(
+    context: typer.Context,
     data: Annotated[str | None, typer.Argument(help=DATA_HELP)] = None,
     variant: Variant = None,
     weights: Weights = None,
@@ -131,9 +136,17 @@ def train(
         str,
         typer.Option(help="Show the training in tensorboard, mlflow, or both, with a comma, too."),
     ] = "",
+    ray: RayWorkers = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: processes that train together; else 2.")
+    ] = None,
+    worker_cpus: WorkerCpus = 1,
+    worker_gpus: WorkerGpus = 0,
     as_json: Json = False,
 ) -> None:
     """Train a classifier on a folder of images, evaluate it and export it."""
+    if handed_over(context, ray, workers=workers, cpus=worker_cpus, gpus=worker_gpus):
+        return
     with reporting() as console:
         from kresnet.workflow import fit, preview
 
