@@ -14,6 +14,8 @@ from typing import Any, Final
 CORES: Final = "KRESNET_CORES"
 """Environment variable: the cores to stay on, as "0,1"; empty or absent is all."""
 
+_REACH_S: Final = 10.0  # for what listens to answer
+
 
 def cores() -> int:
     """Return how many processor cores this process may use."""
@@ -80,6 +82,13 @@ def free_addresses(count: int) -> list[str]:
     for one in sockets:
         one.close()
     return addresses
+
+
+def reach(address: str) -> None:
+    """Raise an OSError where nothing listens at "host:port", with or without a protocol."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
 
 
 def shares(things: Sequence[Any], count: int) -> list[Sequence[Any]]:

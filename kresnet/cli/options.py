@@ -84,6 +84,13 @@ Set = Annotated[
     ),
 ]
 Exports = Annotated[Path, typer.Option(help="Folder of the exports.")]
+DataService = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of a tf.data service that makes the batches, as grpc://host:5050; they are "
+        "the same as without it."
+    ),
+]
 RayWorkers = Annotated[
     str | None,
     typer.Option(
@@ -124,7 +131,7 @@ def read_jobs(text: str) -> int | None:
 # What `fit` takes beside the fields of a recipe.
 NO_FIELDS = (
     *("preset", "recipe", "name", "out", "exports", "keep_photos", "explain", "tracker"),
-    "console",
+    *("data_service", "console"),
 )
 
 

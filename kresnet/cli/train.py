@@ -16,6 +16,7 @@ from kresnet.cli.options import (
     Balance,
     Cutmix,
     Data,
+    DataService,
     Exclude,
     Exports,
     Flip,
@@ -136,6 +137,7 @@ def train(
         str,
         typer.Option(help="Show the training in tensorboard, mlflow, or both, with a comma, too."),
     ] = "",
+    data_service: DataService = None,
     ray: RayWorkers = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="With --ray: processes that train together; else 2.")
@@ -190,7 +192,12 @@ def train(
             planned = preview(**job)
         else:
             result = fit(
-                name=name, keep_photos=not no_photos, explain=explain, tracker=tracker, **job
+                name=name,
+                keep_photos=not no_photos,
+                explain=explain,
+                tracker=tracker,
+                data_service=data_service,
+                **job,
             )
     if not dry_run:
         _show(result, as_json)
@@ -229,13 +236,16 @@ def lr_find(
 
 def resume(
     run: Annotated[Path, typer.Argument(help="Directory of the run.")],
+    data_service: Annotated[
+        str | None, typer.Option(help="As in `train`, or none; else that of the run.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Go on with a run that was interrupted."""
     with reporting() as console:
         from kresnet.workflow import resume as go_on
 
-        result = go_on(run, console=console)
+        result = go_on(run, data_service=data_service, console=console)
     _show(result, as_json)
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from types import ModuleType
-from typing import Final
 
 from kresnet.errors import ResourceError
-
-_REACH_S: Final = 10.0  # for the head of a cluster to answer
+from kresnet.machine import reach
 
 
 def import_ray() -> ModuleType:
@@ -44,7 +41,7 @@ def connect(ray: ModuleType, address: str | None) -> None:
     """
     try:
         if address:
-            _reach(address)  # Ray itself would try for many minutes
+            reach(address)  # Ray itself would try for many minutes
         ray.init(
             address=address or "local",
             log_to_driver=False,
@@ -56,13 +53,6 @@ def connect(ray: ModuleType, address: str | None) -> None:
             f"There must be a Ray cluster at its address. Received: ray={address!r} "
             f"({line_of(error)}). Start one with: ray start --head"
         ) from None
-
-
-def _reach(address: str) -> None:
-    """Raise an OSError where nothing listens at "host:port", with or without a protocol."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
 
 
 def line_of(error: BaseException) -> str:

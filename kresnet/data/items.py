@@ -154,6 +154,43 @@ def read(path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(contents, ())
 
 
+def read_natively(
+    path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor, behind: tf.Tensor
+) -> tf.Tensor:
+    """Read an image inside of `tf.data`, in TensorFlow alone: in any process, and from disks.
+
+    Args:
+        path: Scalar string.
+        offset: int64 scalar, where the image starts in the file.
+        size: int64 scalar, its length; negative is the whole file.
+        behind: int64 scalar, the bytes of the file behind it, see `bytes_behind`.
+
+    Returns:
+        Scalar string, the bytes.
+
+    Raises:
+        tf.errors.OpError: They cannot be read, or the file is not as long as it was.
+    """
+    import tensorflow as tf
+
+    def part() -> tf.Tensor:
+        (contents,) = tf.raw_ops.DatasetToSingleElement(
+            dataset=tf.raw_ops.FixedLengthRecordDatasetV2(
+                filenames=path,
+                header_bytes=offset,
+                record_bytes=size,
+                footer_bytes=behind,
+                buffer_size=size,
+                compression_type="",
+            ),
+            output_types=[tf.string],
+            output_shapes=[()],
+        )
+        return contents
+
+    return tf.ensure_shape(tf.cond(size < 0, lambda: tf.io.read_file(path), part), ())
+
+
 def exists(path: str) -> bool:
     """Return whether there is a file, behind a URL, too."""
     if not is_url(path):
@@ -169,6 +206,24 @@ def places(images: Sequence[Place]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     paths = np.array([os.fsencode(image.path) for image in images], dtype=object)
     offsets = np.array([image.offset for image in images], dtype=np.int64)
     return paths, offsets, np.array([image.size for image in images], dtype=np.int64)
+
+
+def bytes_behind(images: Sequence[Place]) -> np.ndarray:
+    """Return the bytes behind each image in its file, int64 `(n,)`; 0 where it is the whole."""
+    parts = [image for image in images if image.size != WHOLE]
+    length = {path: _length(path) for path in {image.path for image in parts}}
+    behind = (
+        0 if image.size == WHOLE else length[image.path] - image.offset - image.size
+        for image in images
+    )
+    return np.fromiter(behind, np.int64, len(images))
+
+
+def _length(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # whoever reads it says so
+        return 0
 
 
 def as_files(images: Sequence[Place], folder: Path) -> list[str]:

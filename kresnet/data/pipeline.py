@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import tensorflow as tf
 
-from kresnet.data import arrays, balance, items, lost, pixels, remote, shrinking
+from kresnet.data import arrays, balance, items, lost, pixels, remote, service, shrinking
 from kresnet.data.augment import STREAMS, Augmentation
 from kresnet.data.augment.mixing import mix
 from kresnet.data.scan import Problem, Row
@@ -87,6 +87,8 @@ class TrainingData:
             in the order of the workers, the slices are the batch that one worker would have.
         views: Each image has so many views, and pass n over the images shows number n modulo them;
             None makes a new one in each pass. Not with `repeats`.
+        served_by: Makes the batches, in other processes, which see the images at the same paths;
+            with a `cache` of "auto" they are not kept. None makes them here.
         tell: Called with each image that is left out, once.
 
     Attributes:
@@ -94,7 +96,7 @@ class TrainingData:
         augmentation: As given; for arrays without what is meant for colours.
 
     Raises:
-        ConfigError: Batch size, repeats and workers do not go together.
+        ConfigError: Batch size, repeats and workers do not go together, or images with a service.
         ResourceError: There is no room for the decoded images.
     """
 
@@ -113,10 +115,14 @@ class TrainingData:
         max_bad: float = 0.05,
         worker: tuple[int, int] = (0, 1),
         views: int | None = None,
+        served_by: service.Service | None = None,
         tell: Callable[[Problem], None] = lambda problem: None,
     ) -> None:
-        self._views = views
+        self._views, self._service = views, served_by
         self._rows, self._num_classes = rows, num_classes
+        if served_by:
+            service.check_served(rows, cache)
+            cache = "none"
         self._threads = _threads(rows)
         self.preprocessing = preprocessing
         self._decode = arrays.decoder(rows) if arrays.channels(rows) else None
@@ -158,7 +164,9 @@ class TrainingData:
             DataError: More images than `max_bad` cannot be read.
         """
         while True:
-            batches = iter(self.dataset(start))
+            batches = (
+                self._served(start, self._service) if self._service else iter(self.dataset(start))
+            )
             try:
                 for batch in batches:
                     yield batch
@@ -185,7 +193,26 @@ class TrainingData:
 
         The error is that of TensorFlow and names no file.
         """
-        places = [tf.constant(column) for column in items.places(self._rows)]
+        positions = tf.data.Dataset.range(start * (self._last - self._first), 2**60)
+        return _prefetched(self._batching()(positions, self._threads), self._threads)
+
+    def _served(self, start: int, served_by: service.Service) -> Iterator[Batch]:
+        """Yield the same batches, that a service makes."""
+        batched, size = self._batching(), self._last - self._first
+
+        def one(number: tf.Tensor) -> tf.data.Dataset:
+            positions = tf.data.Dataset.range(number * size, (number + 1) * size)
+            return batched(positions, tf.data.AUTOTUNE)
+
+        return served_by.batches(one, start, self.rows_of)
+
+    def _batching(self) -> Callable[[tf.data.Dataset, int], tf.data.Dataset]:
+        """Return what makes batches.
+
+        It takes the positions of views among all of this worker, in order and from the first of a
+        batch on, and how many images are made at once.
+        """
+        places = self._places()
         labels, weights = tf.constant(self._labels), tf.constant(self._weights)
         augmentation = self.augmentation
         size = self._last - self._first
@@ -211,9 +238,11 @@ class TrainingData:
             smooth = augmentation.smoothing
             return images, targets * (1.0 - smooth) + smooth / self._num_classes, weights
 
-        positions = tf.data.Dataset.range(start * size, 2**60)
-        batches = positions.map(_plain(load), self._threads).batch(size, drop_remainder=True)
-        return _prefetched(batches.map(_plain(mixed)), self._threads)
+        def batched(positions: tf.data.Dataset, threads: int) -> tf.data.Dataset:
+            views = positions.map(_plain(load), threads)
+            return views.batch(size, drop_remainder=True).map(_plain(mixed))
+
+        return batched
 
     def view(self, view: int, batch_size: int) -> Iterator[tf.Tensor]:
         """Yield every image once, in the order of the rows, as one of its `views` shows it.
@@ -230,7 +259,7 @@ class TrainingData:
         Raises:
             DataError: More images than `max_bad` cannot be read.
         """
-        places = [tf.constant(column) for column in items.places(self._rows)]
+        places = self._places()
         count, start = len(self._rows), 0
 
         def load(row: tf.Tensor) -> tf.Tensor:
@@ -268,6 +297,13 @@ class TrainingData:
         smooth = self.augmentation.smoothing
         targets = tf.one_hot(self._labels[which], self._num_classes)
         return targets * (1.0 - smooth) + smooth / self._num_classes, self._weights[which]
+
+    def _places(self) -> list[tf.Tensor]:
+        """Return where the images are, as what reads them takes it."""
+        columns = [*items.places(self._rows)]
+        if self._service:
+            columns.append(items.bytes_behind(self._rows))
+        return [tf.constant(column) for column in columns]
 
     def _shown(self, which: tf.Tensor, seed: tf.Tensor, places: Sequence[tf.Tensor]) -> tf.Tensor:
         """Return model input: a random view of an image."""
@@ -311,7 +347,8 @@ class TrainingData:
         """
 
         def made() -> tf.Tensor:
-            contents = items.read(*(column[which] for column in places))
+            read = items.read_natively if self._service else items.read
+            contents = read(*(column[which] for column in places))
             if self._decode:
                 return self._decode(contents)
             shape, reduce = tf.constant(self._shapes)[which], tf.constant(self._reduce)[which]

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import tensorflow as tf
 
+from kresnet.data.scan import Row
+from kresnet.data.service import Service, check_served
 from kresnet.errors import ConfigError, Interrupted, ResourceError
 
 if TYPE_CHECKING:
@@ -32,10 +34,11 @@ VARIABLE: Final = "TF_CONFIG"
 """Of the environment: what Kubeflow, Vertex AI, SageMaker and `kresnet launch` say of a cluster."""
 
 WAIT: Final = "KRESNET_WAIT_S"
-"""Of the environment: seconds that the workers of a training wait for each other at the start."""
+"""Of the environment: seconds that the workers of a training wait for each other, or for a data
+service, at the start."""
 
 PATIENCE: Final = "KRESNET_PATIENCE_S"
-"""Of the environment: seconds of silence after which a worker counts as lost."""
+"""Of the environment: seconds of silence after which a worker, or a data service, is lost."""
 
 _WAIT_S: Final = 600
 _PATIENCE_S: Final = 30
@@ -342,6 +345,37 @@ def _options() -> Any:
     return tf.distribute.experimental.CommunicationOptions(
         implementation=kind.RING if ring else kind.AUTO
     )
+
+
+def service_of(address: str | None) -> Service | None:
+    """Return the data service at an address, with the times that the environment has for it.
+
+    Raises:
+        ConfigError: It is no address.
+    """
+    if address is None:
+        return None
+    wait_s, patience_s = _seconds(WAIT, _WAIT_S), _seconds(PATIENCE, _PATIENCE_S)
+    return Service(address, wait_s=wait_s, patience_s=patience_s)
+
+
+def check_service(recipe: Recipe, rows: Sequence[Row]) -> None:
+    """Refuse what a data service cannot make the batches of, before anything is done.
+
+    Args:
+        recipe: Of the training.
+        rows: Its training images.
+
+    Raises:
+        ConfigError: It is the images, or what is to be kept of them.
+    """
+    check_served(rows, recipe.cache)
+    if recipe.cut_cache != "none":
+        raise ConfigError(
+            "A data service makes new views of images, and `cut_cache` keeps some. Received: "
+            f"data_service with cut_cache={recipe.cut_cache!r}. Use --set cut_cache=none, or leave "
+            "--data-service out."
+        )
 
 
 def _seconds(name: str, default: int) -> int:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from kresnet.console import Console, duration
 from kresnet.data.pipeline import Batch, TrainingData
+from kresnet.data.service import Gone
 from kresnet.errors import Interrupted, ResourceError
 from kresnet.train.average import Average
 from kresnet.train.cut import CutData, epochs_within, preparing
@@ -75,6 +76,7 @@ def fine_tune(
         ConfigError: The loss is not finite, at lower learning rates neither.
         ResourceError: Not one image fits into memory, or the state cannot be saved.
         Lost: Another process of the team is gone.
+        Gone: The data service is; the state is saved.
     """
     loop = _Loop(run, model, data, judge, best, console, learner or model, team)
     with stoppable(loop.stop):
@@ -279,7 +281,7 @@ class _Loop:
         before = self._done
         while self._done < self._data.steps:
             asked = time.monotonic()
-            batch = next(batches)
+            batch = self._next(batches)
             waited += time.monotonic() - asked
             self._optimizer.learning_rate = self._rate()
             self._learn(batch)
@@ -296,6 +298,18 @@ class _Loop:
                 f"wait {waited / elapsed:.0%}  eta {duration(left)}"
             )
         self._end_epoch(time.monotonic() - started, waited, images_done)
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        """Return the next batch.
+
+        Raises:
+            Gone: There is none; where the training stands is saved, and the message says so.
+        """
+        try:
+            return next(batches)
+        except Gone as error:
+            self._save()
+            raise Gone(f"{error} Continue with: kresnet resume {self._run.path}") from None
 
     def _save_or_stop(self, *, due: bool = False) -> None:
         """Save where it is time to, and end where somebody has asked for it.

@@ -16,9 +16,10 @@ from kresnet.console import Console
 from kresnet.data.arrays import channels, measured
 from kresnet.data.pipeline import TrainingData, evaluation_batches
 from kresnet.data.scan import Index, Problem, Row
+from kresnet.data.service import Service
 from kresnet.errors import ConfigError, DataError
 from kresnet.train.cut import FOLDER, CutData, Looked, cut_data, divided
-from kresnet.train.distribute import ALONE, Team, check_team
+from kresnet.train.distribute import ALONE, Team, check_service, check_team, service_of
 from kresnet.train.hardware import policy_name
 from kresnet.train.judge import Judge
 from kresnet.train.loop import fine_tune
@@ -81,10 +82,13 @@ def train_in(team: Team, run: Run, console: Console) -> Trained | None:
         Lost: Another process is gone.
         WeightsError: The recipe's weights do not fit the variant.
         DataError: The train or the validation split is empty.
+        ConfigError: The team, or the run's data service, cannot do it.
     """
     recipe, index = run.recipe, run.index
     check_team(recipe, team)
     fit_rows, val_rows = index.select("train"), index.select("val")
+    if served_by := service_of(run.info.get("data_service")):
+        check_service(recipe, fit_rows)
     if not fit_rows or not val_rows:
         raise DataError(
             "Training needs images in the train and val splits. "
@@ -143,6 +147,7 @@ def train_in(team: Team, run: Run, console: Console) -> Trained | None:
                 folder=run.path,
                 worker=team.worker,
                 views=recipe.cut_views if cut else None,
+                served_by=served_by,
                 tell=lambda problem: console.line("lost", f"{problem.path} {problem.reason}"),
             )
             return shown if cut is None else cut_data(recipe, shown, cut, fit_rows, run.path)
@@ -238,6 +243,7 @@ def training_data(
     folder: Path | None = None,
     worker: tuple[int, int] = (0, 1),
     views: int | None = None,
+    served_by: Service | None = None,
     tell: Callable[[Problem], None] = lambda problem: None,
 ) -> TrainingData:
     """Return the stream of batches that a recipe trains on; see `TrainingData`."""
@@ -254,6 +260,7 @@ def training_data(
         max_bad=recipe.max_bad,
         worker=worker,
         views=views,
+        served_by=served_by,
         tell=tell,
     )
 

@@ -18,11 +18,20 @@ import tensorflow as tf
 from kresnet.console import Console
 from kresnet.data.arrays import channels
 from kresnet.data.lost import lost_images
+from kresnet.data.service import Gone
 from kresnet.data.sources import absolute, name_of
 from kresnet.errors import Interrupted
 from kresnet.evaluate.held_out import score
 from kresnet.evaluate.metrics import Evaluation
-from kresnet.train.distribute import VARIABLE, Lost, Team, assembled, check_team
+from kresnet.train.distribute import (
+    VARIABLE,
+    Lost,
+    Team,
+    assembled,
+    check_service,
+    check_team,
+    service_of,
+)
 from kresnet.train.estimate import Estimate, remember
 from kresnet.train.run import Run, as_guest, check_name, told_of
 from kresnet.train.signals import terminable
@@ -94,6 +103,7 @@ def fit(
     keep_photos: bool = True,
     explain: bool = False,
     tracker: str | Sequence[str] = (),
+    data_service: str | None = None,
     console: Console | None = None,
     **settings: Any,
 ) -> Result:
@@ -119,6 +129,8 @@ def fit(
             else drawn ones.
         explain: Report the reason for every setting, too.
         tracker: "tensorboard", "mlflow", or both, with a comma or as a sequence.
+        data_service: Address of a tf.data service that makes the batches, as "grpc://host:5050";
+            they are the same as without it.
         console: Where to report; None reports to standard error.
         **settings: Fields of `kresnet.Recipe` that are not to be planned, as `epochs=10`;
             `precision` may be "auto".
@@ -129,31 +141,36 @@ def fit(
     Raises:
         ConfigError: A setting is wrong.
         DataError: The images cannot be used.
-        ResourceError: Weights, disk or memory are missing.
+        ResourceError: Weights, disk, memory or the data service are missing.
         Interrupted: It was stopped, and can be resumed.
         SystemExit: TF_CONFIG makes this process another worker than the chief, which has ended as
             it should: with code 0, or 5 where all were stopped.
         ExportError: The export did not agree with the model.
     """
     console = console or Console()
-    trackers = check_trackers(tracker)
+    trackers, served_by = check_trackers(tracker), service_of(data_service)
     choice = Choice(data, variant, weights, preset, recipe, settings)
     name = name or name_of(choice.source)
     check_name(name)
     team = assembled()
     if not team.is_chief:
         _help(team)
+    if served_by:
+        served_by.reach()
     again = VARIABLE in os.environ  # of one worker, too: who starts workers starts them again
     if again and (run := unfinished(Path(out), name, choice.source)):
         console.line("resume", f"{run.path}, which is not finished; another --name begins anew")
+        run.update(data_service=data_service)
         return _finish(run, console, team=team)
     plan = partial(plan_job, console=console, out=Path(out), exports=Path(exports))
     planned, index = with_weights(choice, console, plan)
     chosen = planned.recipe
     check_team(chosen, team)
+    if served_by:
+        check_service(chosen, index.select("train"))
     run = Run.create(Path(out), name, chosen, index)
     run.update(name=name, exports=str(Path(exports).resolve()), keep_photos=keep_photos)
-    run.update(trackers=trackers)
+    run.update(trackers=trackers, data_service=data_service)
     run.write_json("plan.json", planned.as_dict())
     tell_data(console, index, f"see {run.path / 'problems.csv'}")
     tell_plan(console, planned, index.classes)
@@ -163,16 +180,32 @@ def fit(
     return _finish(run, console, planned.estimate, team=team)
 
 
-def resume(path: str | Path, *, console: Console | None = None) -> Result:
+def resume(
+    path: str | Path, *, data_service: str | None = None, console: Console | None = None
+) -> Result:
     """Go on with a run that was stopped; a run that is complete is exported again.
+
+    Args:
+        path: Directory of the run.
+        data_service: As in `fit`, or "none"; None is that of the run.
+        console: Where to report; None reports to standard error.
 
     Raises:
         ConfigError: There is no run at `path`.
+        ResourceError: The data service is missing.
     """
     team = assembled()
     if not team.is_chief:
         _help(team)
-    return _finish(Run.open(path), console or Console(), team=team)
+    run = Run.open(path)
+    if data_service is None:
+        data_service = run.info.get("data_service")
+    elif data_service == "none":
+        data_service = None
+    if (served_by := service_of(data_service)) and run.info.get("status") != "complete":
+        served_by.reach()
+    run.update(data_service=data_service)
+    return _finish(run, console or Console(), team=team)
 
 
 def unfinished(out: Path, name: str, source: str | Path) -> Run | None:
@@ -202,7 +235,7 @@ def _help(team: Team) -> NoReturn:
         restore(run)
         try:
             train_in(team, run, Console(quiet=True))
-        except Lost:
+        except (Lost, Gone):
             raise
         except (Interrupted, KeyboardInterrupt):
             raise SystemExit(Interrupted.exit_code) from None
@@ -221,9 +254,11 @@ def _finish(run: Run, console: Console, expected: Estimate | None = None, *, tea
         team.told(told_of(run))
     if team.replicas > 1:
         console.line("devices", str(team))
+    if address := run.info.get("data_service"):
+        console.line("service", f"{address} makes the batches")
     with Trackers(run, console.line) as trackers:
         result = _finished(replace(run, watch=trackers.epochs), console, trackers, team)
-    if expected and team.replicas == 1:  # what it learns from is the speed of one
+    if expected and team.replicas == 1 and not run.info.get("data_service"):  # of one machine
         remember(run, expected, result.seconds - expected.spent_s)
     return result
 
