@@ -84,6 +84,16 @@ def free_addresses(count: int) -> list[str]:
     return addresses
 
 
+def own_address() -> str:
+    """Return the address by which this machine reaches others, its loopback if it reaches none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        try:
+            way.connect(("192.0.2.1", 9))  # of no machine (RFC 5737), and nothing is sent
+        except OSError:
+            return "127.0.0.1"
+        return str(way.getsockname()[0])
+
+
 def reach(address: str) -> None:
     """Raise an OSError where nothing listens at "host:port", with or without a protocol."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")

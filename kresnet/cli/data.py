@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -24,10 +25,11 @@ from kresnet.cli.options import (
 )
 from kresnet.cli.output import print_json, reporting
 from kresnet.errors import ConfigError
+from kresnet.machine import own_address
 
 group = typer.Typer(
     no_args_is_help=True,
-    help="The images: see what a training sees, pack them into large files.",
+    help="The images: see what a training sees, pack them into large files, serve batches of them.",
 )
 
 
@@ -120,6 +122,33 @@ def pack(
         typer.echo(f"{split}\t{count} images\t{packed.shards[split]} shards")
     for problem in index.problems:
         typer.echo(f"left out\t{problem.path}\t{problem.reason}", err=True)
+
+
+@group.command(name="serve")
+def serve_batches(
+    dispatcher: Annotated[
+        str | None,
+        typer.Option(help="Be a worker of this one, as host:5050; else be one, with a worker."),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="What others call this machine; else its address.")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Where to listen; else 5050, as a worker anywhere."),
+    ] = None,
+) -> None:
+    """Make batches for trainings elsewhere: a tf.data service, or one more of its workers."""
+    ends = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # in all threads to come; they are waited for
+    with reporting():
+        from kresnet.data.service import serve
+
+        if port is None:
+            port = 5050 if dispatcher is None else 0
+        address, _kept = serve(dispatcher, host=host or own_address(), port=port)
+    typer.echo(f"kresnet train photos/ --data-service {address}")
+    signal.sigwait(ends)
 
 
 @group.command(name="split")

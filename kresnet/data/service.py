@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import queue
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -85,7 +86,7 @@ class Service:
         except OSError as error:
             raise ResourceError(
                 "The dispatcher of a data service must listen at its address. Received: "
-                f"data_service={self.address!r} ({error}). Start it, or name another."
+                f"data_service={self.address!r} ({error}). Start one with: kresnet data serve"
             ) from None
         for _ in self._in_order(lambda number: tf.data.Dataset.from_tensors((number[None],)), 0):
             return
@@ -135,6 +136,44 @@ class Service:
                 yield waiting.until(number)
         finally:
             arrivals.end()
+
+
+def serve(dispatcher: str | None, *, host: str, port: int) -> tuple[str, list[Any]]:
+    """Start a part of a data service in this process.
+
+    Args:
+        dispatcher: Whose worker to be, as "host:5050"; None starts one, with a worker.
+        host: What others call this machine.
+        port: Where to listen; 0 is any that is free.
+
+    Returns:
+        Address of the dispatcher, and what must not be let go of.
+
+    Raises:
+        ConfigError: The address is none.
+        ResourceError: The port is taken, or the dispatcher is not there.
+    """
+    service = tf.data.experimental.service
+    kept: list[Any] = []
+    try:
+        if port:  # else TensorFlow would share it with whoever has it
+            socket.create_server(("", port)).close()
+        if dispatcher is None:
+            kept.append(service.DispatchServer(service.DispatcherConfig(port=port)))
+            port, own = 0, kept[0].target.rpartition(":")[2]
+            dispatcher, near = f"{host}:{own}", f"localhost:{own}"
+        else:
+            near = Service(dispatcher).address.removeprefix("grpc://")
+            reach(near)  # TensorFlow would try for an hour
+        config = service.WorkerConfig(near, worker_address=f"{host}:%port%", port=port)
+        kept.append(service.WorkerServer(config))
+    except (OSError, tf.errors.OpError) as error:
+        said = str(error).splitlines()[0]
+        raise ResourceError(
+            "A data service needs a free port, and its workers a dispatcher. Received: "
+            f"port={port}, dispatcher={dispatcher!r} ({said}). Choose others."
+        ) from None
+    return Service(dispatcher).address, kept
 
 
 def check_served(rows: Sequence[Row], cache: str) -> None:
@@ -217,7 +256,7 @@ class _Waiting:
             return ResourceError(
                 "A data service must answer with a worker of this TensorFlow. Received: "
                 f"{received} from {address}. See whether its workers run, and can be reached from "
-                "here."
+                "here: kresnet data serve"
             )
         return Gone(
             f"A data service must stay until the end. Received: {received} from {address}. Start "

@@ -1,5 +1,6 @@
 """Trainings whose batches a tf.data service makes, in processes of its own that are killed."""
 
+import json
 import re
 import shutil
 import signal
@@ -116,6 +117,30 @@ def test_a_service_that_is_gone_ends_the_training_with_all_saved(untrained, serv
     Run(served / "run").update(data_service=None)
     assert working.trained(served, 1) == [0], working.said(served)
     assert same_bits(working.left(served), working.left(whole))
+
+
+def test_the_commands_do_the_whole_job(tmp_path):
+    working.make(tmp_path)
+    kresnet = [sys.executable, "-m", "kresnet"]
+    with subprocess.Popen(
+        [*kresnet, "data", "serve", "--host", "127.0.0.1", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        address = process.stdout.readline().split()[-1]
+        options = ["--variant", "resnet8_cifar", "--weights", "none", "--image-size", "32"]
+        more = ["--epochs", "1", "--data-service", address, "--json"]
+        done = subprocess.run(
+            [*kresnet, "train", str(tmp_path / "digits"), *options, *more],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        process.terminate()
+        assert process.wait(600) == 0
+    assert done.returncode == 0, done.stderr
+    assert f"service {address} makes the batches" in done.stderr
+    assert Run(tmp_path / json.loads(done.stdout)["run"]).info["data_service"] == address
 
 
 def test_two_hosts_have_the_same_weights_with_the_service(untrained, serve):

@@ -16,7 +16,7 @@ from kresnet.data import service
 from kresnet.data.augment import Augmentation
 from kresnet.data.pipeline import TrainingData
 from kresnet.data.scan import Row
-from kresnet.data.service import Gone, Service, check_served
+from kresnet.data.service import Gone, Service, check_served, serve
 from kresnet.errors import ConfigError, ResourceError
 from kresnet.train.distribute import check_service, service_of
 from kresnet.train.plan import plan
@@ -205,3 +205,21 @@ def test_what_a_service_cannot_read_is_refused(rows):
     recipe = plan(data="x", weights=None, image_size=32, overrides=fixed, **common)
     with pytest.raises(ConfigError, match=r"cut_cache='memory'. Use --set cut_cache=none"):
         check_service(recipe, rows)
+
+
+def test_a_service_is_started_and_joined():
+    address, kept = serve(None, host="localhost", port=0)
+    assert address.startswith("grpc://localhost:")
+    joined, more = serve(address, host="localhost", port=0)
+    assert joined == address
+    Service(address).reach()
+    del kept, more
+
+
+def test_a_service_takes_no_port_of_another():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ResourceError, match=rf"a free port.*Received: port={port}"):
+            serve(None, host="localhost", port=port)
+    with pytest.raises(ResourceError, match=r"a dispatcher. Received.*dispatcher='127.0.0.1:1'"):
+        serve("127.0.0.1:1", host="localhost", port=0)
