@@ -9,13 +9,17 @@ if what is left correlates, without the lowest frequencies, which many pictures 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal, Protocol
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from kresnet.data.look import SIDE, area_weights, thumbnails
+from kresnet.machine import cores
 
 Kind = Literal["same file", "same pixels", "near"]
 
@@ -27,8 +31,9 @@ _ALIKE: Final = 0.78  # similarity of descriptors from which on a pair is looked
 _COARSELY: Final = 0.5  # correlation that a pair must have at half the size
 _NEAR: Final = 0.85  # correlation of near duplicates
 _ROWS: Final = 256
-_COLUMNS: Final = 1024  # a block of similarities stays in the processor's cache
+_COLUMNS: Final = 512  # three such blocks of similarities stay in the processor's cache
 _BATCH: Final = 256  # pairs aligned together
+_DESCRIBED: Final = 1024  # thumbnails that are float32 at a time
 _MOST: Final = 64  # pairs looked at for one image: a film has thousands of frames that are alike
 
 
@@ -94,10 +99,10 @@ def find(
         k for k in different if rows[k].look and min(rows[k].height, rows[k].width) >= _MIN_SIDE
     ]
     small = thumbnails([rows[k].look for k in telling])
-    has_contrast = [t.std() >= _MIN_CONTRAST for t in small]
+    has_contrast = np.array([t.std() >= _MIN_CONTRAST for t in small], bool)
     telling = [k for k, kept in zip(telling, has_contrast, strict=True) if kept]
-    near = _near(small[np.array(has_contrast, bool)], progress)
-    pairs += [Pair(telling[i], telling[j], "near") for i, j in near]
+    small = small[has_contrast]
+    pairs += [Pair(telling[i], telling[j], "near") for i, j in _near(small, progress)]
     return tuple(sorted(pairs, key=lambda pair: (pair.first, pair.second)))
 
 
@@ -125,10 +130,8 @@ def groups(count: int, pairs: Iterable[Pair]) -> list[int]:
     return [top(number) for number in range(count)]
 
 
-def _near(
-    small: np.ndarray, progress: Callable[[int, int], None] | None
-) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of thumbnails `(n, SIDE, SIDE)` that show the same picture."""
+def _near(small: np.ndarray, progress: Callable[[int, int], None] | None) -> list[tuple[int, int]]:
+    """Return the pairs of thumbnails `(n, SIDE, SIDE)` that show the same picture."""
     whole, inner = _Descriptors.of(small, 0.0), _Descriptors.of(small, _MARGIN)
     # The whole of a cropped image is the inner part of the full one.
     ways = (
@@ -136,24 +139,37 @@ def _near(
         (whole, inner, 1 - 2 * _MARGIN),
         (inner, whole, 1 / (1 - 2 * _MARGIN)),
     )
-    for start in range(0, len(small), _ROWS):
-        first, second = _alike(ways, start, min(start + _ROWS, len(small)), len(small))
-        for k in range(0, len(first), _BATCH):
-            i, j = first[k : k + _BATCH], second[k : k + _BATCH]
-            scores = np.stack([a.similarity(b, i, j) for a, b, _ in ways])
-            best = np.abs(scores).argmax(0)
-            scale = np.array([scale for _, _, scale in ways], np.float32)[best]
-            is_mirrored = scores[best, np.arange(len(i))] < 0
-            other = np.where(is_mirrored[:, np.newaxis, np.newaxis], small[j][:, :, ::-1], small[j])
-            kept = _correlation(small[i], other, scale) >= _NEAR
-            yield from zip(i[kept].tolist(), j[kept].tolist(), strict=True)
-        if progress:
-            progress(min(start + _ROWS, len(small)), len(small))
+    found: list[tuple[int, int]] = []
+    starts = range(0, len(small), _ROWS)
+    # A product of blocks is too small to be shared: its threads would wait for each other at every
+    # one, and for long where others use the cores. So each thread has rows and products of its own.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:
+        for start, pairs in zip(
+            starts, pool.map(partial(_of_rows, small, ways), starts), strict=True
+        ):
+            found += pairs
+            if progress:
+                progress(min(start + _ROWS, len(small)), len(small))
+    return found
 
 
-def _alike(
-    ways: Sequence[tuple[_Descriptors, _Descriptors, float]], start: int, end: int, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _of_rows(small: np.ndarray, ways: Sequence[Way], start: int) -> list[tuple[int, int]]:
+    """Return the pairs of `_ROWS` thumbnails from `start` on with those that come later."""
+    found: list[tuple[int, int]] = []
+    first, second = _alike(ways, start, min(start + _ROWS, len(small)), len(small))
+    for k in range(0, len(first), _BATCH):
+        i, j = first[k : k + _BATCH], second[k : k + _BATCH]
+        scores = np.stack([a.similarity(b, i, j) for a, b, _ in ways])
+        best = np.abs(scores).argmax(0)
+        scale = np.array([scale for _, _, scale in ways], np.float32)[best]
+        is_mirrored = scores[best, np.arange(len(i))] < 0
+        other = np.where(is_mirrored[:, np.newaxis, np.newaxis], small[j][:, :, ::-1], small[j])
+        kept = _correlation(small[i], other, scale) >= _NEAR
+        found += zip(i[kept].tolist(), j[kept].tolist(), strict=True)
+    return found
+
+
+def _alike(ways: Sequence[Way], start: int, end: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the pairs `(i, j)`, i in start..end and i < j, whose descriptors are alike."""
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for column in range(start, count, _COLUMNS):
@@ -197,7 +213,11 @@ class _Descriptors:
         cosines = np.cos(np.pi * np.outer(places, np.arange(SIDE) + 0.5) / SIDE)
         cosines[0] /= np.sqrt(2)
         basis = cosines.astype(np.float32) @ area_weights(SIDE, SIDE, margin)
-        spectrum = basis @ small.astype(np.float32) @ basis.T
+        # In parts, since all thumbnails in float32 take four times their own memory.
+        spectrum = np.empty((len(small), _FREQUENCIES, _FREQUENCIES), np.float32)
+        for k in range(0, len(small), _DESCRIBED):
+            part = slice(k, k + _DESCRIBED)
+            spectrum[part] = basis @ small[part].astype(np.float32) @ basis.T
         radius = np.hypot(*np.mgrid[:_FREQUENCIES, :_FREQUENCIES])
         used = (radius > 0) & (radius < _FREQUENCIES)
         # The amplitude of photos falls with frequency: this makes all of them count alike.
@@ -211,6 +231,10 @@ class _Descriptors:
         even = (self.even[i] * other.even[j]).sum(1)
         odd = (self.odd[i] * other.odd[j]).sum(1)
         return np.where(odd < 0, -np.abs(even - odd), np.abs(even + odd))
+
+
+Way = tuple[_Descriptors, _Descriptors, float]
+"""Descriptors of the one image and of the other, and the scale at which they meet."""
 
 
 def _correlation(one: np.ndarray, other: np.ndarray, scale: np.ndarray) -> np.ndarray:

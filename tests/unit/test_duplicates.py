@@ -110,6 +110,25 @@ def test_a_film_takes_no_quadratic_time_and_is_one_group(photos, monkeypatch):
     assert sum(compared) <= 64 * count
 
 
+def test_blocks_and_threads_lose_no_pair_of_the_exhaustive_search(photos, monkeypatch):
+    """Copies among other pictures, shuffled: the same as each pair finds when it is asked alone."""
+    rng = np.random.default_rng(3)
+    rows = [facts(image, f"a{k}") for k, image in enumerate(photos[:10])]
+    changes = list(CHANGES.values())
+    rows += [facts(changes[rng.integers(len(changes))](photos[k]), f"b{k}") for k in range(7)]
+    rows += [Facts(99, 99, f"c{k}", "", rng.bytes(4 + SIDE * SIDE)) for k in range(4)]
+    rng.shuffle(rows)
+    alone = {(i, j) for j in range(len(rows)) for i in range(j) if find([rows[i], rows[j]])}
+    assert len(alone) >= 6
+    monkeypatch.setattr("kresnet.data.duplicates._ROWS", 4)
+    monkeypatch.setattr("kresnet.data.duplicates._COLUMNS", 3)
+    monkeypatch.setattr("kresnet.data.duplicates._DESCRIBED", 5)
+    monkeypatch.setattr("kresnet.data.duplicates.cores", lambda: 3)
+    together = find(rows)
+    assert {(pair.first, pair.second) for pair in together} == alone
+    assert list(together) == sorted(together, key=lambda pair: (pair.first, pair.second))
+
+
 def test_groups_join_chains():
     pairs = [Pair(4, 5, "near"), Pair(0, 3, "same file"), Pair(3, 4, "near"), Pair(1, 6, "near")]
     assert groups(8, pairs) == [0, 1, 2, 0, 0, 0, 1, 7]
