@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -41,6 +42,29 @@ def crashing(*, turns):
 
 def silent():
     return Work(lambda: time.sleep(60) or 1.0)
+
+
+def sleeping():
+    return Work(lambda: time.sleep(0.2) or 0.2)
+
+
+def spinning():
+    """Two threads, each for a tenth of a second of its own time."""
+
+    def spin():
+        until = time.thread_time() + 0.1
+        while time.thread_time() < until:
+            pass
+
+    def turn():
+        threads = [threading.Thread(target=spin) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return 1.0
+
+    return Work(turn)
 
 
 def watching(*, folder):

@@ -168,6 +168,14 @@ def test_memory_is_that_of_the_contender(tmp_path):
 
 
 @STARTS
+def test_processor_time_is_that_of_all_threads_and_not_of_sleep(tmp_path):
+    told = [a_contender(name, name) for name in ("sleeping", "spinning")]
+    sleeping, spinning = rotate(told[0], told[1:], rounds=2, logs=tmp_path)
+    assert sleeping.processor_s < 0.1
+    assert 0.2 <= spinning.processor_s < 0.4
+
+
+@STARTS
 def test_a_function_runs_once_in_a_process_of_its_own(tmp_path):
     assert once("contenders:facts", {"number": 21}, logs=tmp_path) == {"twice": 42}
     with pytest.raises(ResourceError, match=r"prepared. Received: contenders:broken.*no room"):
@@ -212,11 +220,18 @@ def test_rows_have_medians_quartiles_and_ratios_of_neighbours():
 def test_slopes_are_those_of_a_power_law():
     sizes = [1_000, 10_000, 100_000]
     rows = [
-        {"failed": None, "seconds": [3e-6 * n**1.5] * 3, "peak_mb": 50 + 2e-3 * n} for n in sizes
+        {
+            "failed": None,
+            "seconds": [3e-6 * n**1.5] * 3,
+            "processor_s": 2e-6 * n**1.2,
+            "peak_mb": 50 + 2e-3 * n,
+        }
+        for n in sizes
     ]
     found = results.growth(sizes, rows)
     assert found["time_exponent"] == pytest.approx(1.5)
     assert found["last_exponent"] == pytest.approx(1.5)
+    assert found["processor_exponent"] == pytest.approx(1.2)
     assert found["kb_each"] == pytest.approx(2)
     steady = [row | {"seconds": [0.2 + 4e-5 * n]} for n, row in zip(sizes, rows, strict=True)]
     found = results.growth(sizes, steady)

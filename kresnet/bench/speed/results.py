@@ -57,6 +57,7 @@ def _row(group: Group, outcome: Outcome, floor_s: float | None) -> dict[str, Any
         "ratio": spread(ratios) if ratios else None,
         "share_of_limit": floor_s / middle if floor_s else None,
         "peak_mb": outcome.peak_mb,
+        "processor_s": outcome.processor_s,
         "facts": dict(outcome.facts),
     }
 
@@ -79,18 +80,23 @@ def growth(sizes: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> dict[str,
 
     Returns:
         `time_exponent` k of time ~ size^k by least squares over the logarithms, and `last_exponent`
-        of the last two sizes alone, where fixed costs count least; `s_each` and `kb_each`, the
-        slopes of time and memory by least squares. All None with fewer than two sizes.
+        of the last two sizes alone, where fixed costs count least; `processor_exponent`, that of
+        the last two by the processor's time, which others' use of the cores does not change;
+        `s_each` and `kb_each`, the slopes of time and memory by least squares. All None with fewer
+        than two sizes.
     """
     told = [(n, row) for n, row in zip(sizes, rows, strict=True) if not row["failed"]]
     if len(told) < 2:
-        return dict.fromkeys(("time_exponent", "last_exponent", "s_each", "kb_each"))
+        names = ("time_exponent", "last_exponent", "processor_exponent", "s_each", "kb_each")
+        return dict.fromkeys(names)
     counts = [float(n) for n, _ in told]
     seconds = [median(row["seconds"]) for _, row in told]
-    logs = [[math.log(x) for x in values] for values in (counts, seconds)]
+    processor = [row["processor_s"] for _, row in told]
+    logs = [[math.log(x) for x in values] for values in (counts, seconds, processor)]
     return {
-        "time_exponent": _slope(*logs),
-        "last_exponent": _slope(*(values[-2:] for values in logs)),
+        "time_exponent": _slope(*logs[:2]),
+        "last_exponent": _slope(*(values[-2:] for values in logs[:2])),
+        "processor_exponent": _slope(*(values[-2:] for values in logs[::2])),
         "s_each": _slope(counts, seconds),
         "kb_each": 1e3 * _slope(counts, [row["peak_mb"] for _, row in told]),
     }
@@ -130,7 +136,8 @@ def _lines(group: Mapping[str, Any]) -> list[str]:
     first = group["rows"][0]["name"]
     limited = any(row.get("share_of_limit") for row in group["rows"])
     heads = ["what", "best setting", group["unit"], f"{first} is faster by"]
-    heads += ["% of limit"] * limited + ["peak memory, MB"]
+    grows = "growth" in group
+    heads += ["% of limit"] * limited + ["processor, s a turn"] * grows + ["peak memory, MB"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in group["rows"]:
         if row["failed"]:
@@ -139,6 +146,7 @@ def _lines(group: Mapping[str, Any]) -> list[str]:
             cells = [row["name"], row["setting"], _with_quartiles(row["value"])]
             cells.append(_with_quartiles(row["ratio"]) if row["ratio"] else "-")
             cells += [f"{100 * (row['share_of_limit'] or 0):.0f}"] * limited
+            cells += [_short(row["processor_s"])] * grows
             cells.append(f"{row['peak_mb']:.0f}")
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return lines
@@ -160,7 +168,8 @@ def _notes(group: Mapping[str, Any]) -> list[str]:
     if grown and grown["time_exponent"] is not None:
         notes.append(
             f"Time grows as size^{grown['time_exponent']:.2f}, between the last two as "
-            f"size^{grown['last_exponent']:.2f}: {1e3 * grown['s_each']:.3g} ms and "
+            f"size^{grown['last_exponent']:.2f} (the processor's time as "
+            f"size^{grown['processor_exponent']:.2f}): {1e3 * grown['s_each']:.3g} ms and "
             f"{grown['kb_each']:.3g} KB for one more."
         )
     return notes

@@ -64,6 +64,8 @@ class Outcome:
         seconds: Of each turn; empty where it failed.
         before: Seconds of the reference's turn before each; empty for the reference.
         peak_mb: The most memory of its process and those that it started, in MB.
+        processor_s: Median time of all cores that its process alone took in a turn, with the calls
+            of the turn that are not timed.
         failed: Why there is no result; None where there is one.
         tried: Median seconds of each setting that was tried, or why it failed.
         facts: What its process told.
@@ -74,6 +76,7 @@ class Outcome:
     seconds: tuple[float, ...] = ()
     before: tuple[float, ...] = ()
     peak_mb: float = 0.0
+    processor_s: float = 0.0
     failed: str | None = None
     tried: Mapping[str, float | str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -137,6 +140,7 @@ def rotate(
         chosen.setting,
         tuple(turns),
         peak_mb=ours.peak_mb,
+        processor_s=median(ours.processor_s),
         tried=chosen.tried,
         facts=ours.facts,
     )
@@ -193,6 +197,7 @@ def _against(
                 tuple(seconds),
                 tuple(before),
                 theirs.peak_mb,
+                median(theirs.processor_s),
                 tried=tried,
                 facts=theirs.facts,
             )
@@ -253,6 +258,7 @@ class Process:
     Attributes:
         facts: What it told when it was warm.
         peak_mb: See `Outcome`.
+        processor_s: Of each turn, see `Outcome`.
 
     Raises:
         Failed: It ended, or did not answer.
@@ -268,6 +274,7 @@ class Process:
         patience_s: float,
     ) -> None:
         self._patience_s = patience_s
+        self.processor_s: list[float] = []
         number = len(list(logs.glob("*.log")))
         self._log = logs / f"{number}-{make.rpartition(':')[2]}.log"
         with self._log.open("wb") as log:
@@ -291,7 +298,9 @@ class Process:
     def turn(self) -> float:
         """Let it do its turn; return the seconds."""
         self._signal(signal.SIGCONT)
-        return float(self._ask("turn")["seconds"])
+        said = self._ask("turn")
+        self.processor_s.append(float(said["processor_s"]))
+        return float(said["seconds"])
 
     def end(self) -> None:
         """End it and all that it has started."""

@@ -12,6 +12,7 @@ import os
 import re
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ def main() -> None:
         made.turn()
     answer(facts=dict(made.facts))
     for _ in sys.stdin:
-        answer(seconds=made.turn())
+        began = time.process_time()
+        seconds = made.turn()
+        answer(seconds=seconds, processor_s=time.process_time() - began)
     return None
 
 
