@@ -46,30 +46,39 @@ def main() -> None:
         f"{options.variant}, norms {options.norms}, {options.image_size} px, "
         f"{options.batch_size} images\n"
     )
-    batch = _batch(options.batch_size, options.image_size)
+    batch = drawn(options.batch_size, options.image_size)
     steps = {}
     for name in ("as written", "as run", "float32"):
-        steps[name] = _step(options, "float32" if name == "float32" else "bfloat16")
+        steps[name] = training_step(
+            options.variant,
+            options.norms,
+            options.image_size,
+            "float32" if name == "float32" else "bfloat16",
+        )
         with as_written(*options.part or ()) if name == "as written" else nullcontext():
             steps[name](*batch)  # traces
     print(table(timed(steps, batch, options.turns), options.batch_size))
 
 
-def _step(options: argparse.Namespace, precision: Literal["float32", "bfloat16"]) -> Step:
+def training_step(
+    variant: str, norms: str, image_size: int, precision: Literal["float32", "bfloat16"]
+) -> Step:
+    """Return a step of a new network, with `norms` "frozen" or "trainable", and AdamW."""
     model = build(
-        options.variant,
+        variant,
         num_classes=_CLASSES,
-        input_shape=(options.image_size, options.image_size),
+        input_shape=(image_size, image_size),
         dtype=policy_name(precision),
     )
-    if options.norms == "frozen":
+    if norms == "frozen":
         freeze_norms(model)
     optimizer = optimizer_for(model, "adamw", weight_decay=1e-2, layer_decay=1.0, clip_norm=1.0)
     optimizer.learning_rate = 1e-5
     return train_step(model, optimizer)
 
 
-def _batch(size: int, side: int) -> tuple[tf.Tensor, ...]:
+def drawn(size: int, side: int) -> tuple[tf.Tensor, ...]:
+    """Return images of normal values, targets and weights, the same each time."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(size, side, side, 3))
     targets = np.eye(_CLASSES)[rng.integers(0, _CLASSES, size)]

@@ -34,8 +34,8 @@ def test_both_steps_are_timed_in_turns(options, capsys, monkeypatch):
     small = ["--variant", "resnet8_cifar", "--image-size", "32", "--batch-size", "2"]
     monkeypatch.setattr(sys, "argv", ["step", *small, "--turns", "2", *options])
     step.main()
-    table = capsys.readouterr().out.splitlines()[-2:]
-    assert [row.split("|")[1].strip() for row in table] == ["as written", "as run"]
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert [row.split("|")[1].strip() for row in table] == ["as written", "as run", "float32"]
     assert float(table[0].split("|")[4]) == 1.0
 
 

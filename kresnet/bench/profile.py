@@ -1,0 +1,256 @@
+"""Say where the time of a training step goes: kinds of operations, and the rate of convolutions.
+
+    python -m kresnet.bench.profile --norms frozen
+    python -m kresnet.bench.profile --norms trainable --precision bfloat16
+
+Operations run one at a time here, each on all cores, so that their times add up; a training runs
+several at a time. TensorFlow's profiler tells how long each took. Of each, the least of some steps
+counts, since others may use the cores, too; so does of the limit, the best rate of a 3x3
+convolution of the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import tensorflow as tf
+
+from kresnet.bench.speed.limits import convolution_rate
+from kresnet.bench.step import drawn, training_step
+from kresnet.errors import ResourceError
+from kresnet.machine import cores, processor
+
+BETWEEN: Final = "between operations, and the call"
+
+_WARM_UP: Final = 2
+_CONVOLUTIONS: Final = {
+    "Conv2D": "forward",
+    "Conv2DBackpropInput": "gradient of inputs",
+    "Conv2DBackpropFilter": "gradient of kernels",
+}
+_KINDS: Final = {  # of what is done with activations
+    "ReluGrad": "gradients of ReLU",
+    "Relu": "ReLU that is not fused",
+    "AddN": "sums of branches and of gradients",
+    "AddV2": "sums of branches and of gradients",
+    "Cast": "casts",
+    "MatMul": "gradient of kernels as products, and the head",
+    "Pad": "padding, pooling, slices",
+    "Slice": "padding, pooling, slices",
+    "StridedSlice": "padding, pooling, slices",
+    "ExtractImagePatches": "padding, pooling, slices",
+    "MaxPool": "padding, pooling, slices",
+    "MaxPoolGrad": "padding, pooling, slices",
+}
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--variant", default="resnet50", help="network")
+    parser.add_argument("--norms", choices=("frozen", "trainable"), default="frozen", help="state")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the images")
+    parser.add_argument("--batch-size", type=int, default=32, help="images a step")
+    parser.add_argument("--turns", type=int, default=5, help="steps")
+    options = parser.parse_args()
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    limit = convolution_rate(options.precision)
+    step = training_step(options.variant, options.norms, options.image_size, options.precision)
+    batch = drawn(options.batch_size, options.image_size)
+    graph = step.get_concrete_function().graph  # type: ignore[attr-defined]
+    turns = traced(lambda: step(*batch).numpy(), options.turns)
+    limit = max(limit, convolution_rate(options.precision))
+    print(
+        f"{processor()}, {cores()} cores, TensorFlow {tf.__version__}; {options.variant}, norms "
+        f"{options.norms}, {options.precision}, {options.batch_size} images of "
+        f"{options.image_size} px; the least of {len(turns)} steps; limit {limit:.0f} GFLOP/s\n"
+    )
+    flop = flop_by_kind(graph, options.batch_size, turns[0])
+    print(table(seconds_by_kind(graph, turns), flop, limit))
+
+
+def traced(step: Callable[[], object], turns: int) -> list[dict[str, float]]:
+    """Run steps under TensorFlow's profiler.
+
+    Args:
+        step: Returns when all is computed.
+        turns: Steps; those before, which warm up, are not traced.
+
+    Returns:
+        For each, the seconds of every operation as `name:type`, and of what is `BETWEEN` them.
+    """
+    for _ in range(_WARM_UP):
+        step()
+    found = []
+    for _ in range(turns):
+        with tempfile.TemporaryDirectory() as folder:
+            with tf.profiler.experimental.Profile(folder):
+                started = time.perf_counter()
+                step()
+                taken = time.perf_counter() - started
+            seconds = _operations(Path(folder))
+        found.append(seconds | {BETWEEN: max(0.0, taken - sum(seconds.values()))})
+    return found
+
+
+def _operations(folder: Path) -> dict[str, float]:
+    # The profiler's viewer is a package of its own; this is the format that it reads.
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    seconds: dict[str, float] = defaultdict(float)
+    for file in folder.rglob("*.xplane.pb"):
+        space = xplane_pb2.XSpace.FromString(file.read_bytes())
+        for plane in space.planes:
+            names = {key: value.name for key, value in plane.event_metadata.items()}
+            for line in plane.lines:
+                for event in line.events:
+                    name, _, kind = names[event.metadata_id].rpartition(":")
+                    # Others tell what TensorFlow itself does, as `Class::method` or `call: what`.
+                    if name and not name.endswith(":") and not kind.startswith(" "):
+                        seconds[f"{name}:{kind}"] += event.duration_ps / 1e12
+    if not seconds:
+        raise ResourceError(
+            "TensorFlow's profiler must tell what runs. Received: no operation. Let no other "
+            "profiler run in this process."
+        )
+    return dict(seconds)
+
+
+def seconds_by_kind(graph: tf.Graph, turns: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the seconds of each kind, the least of the turns for each operation.
+
+    Args:
+        graph: Of the step.
+        turns: From `traced`.
+    """
+    least: dict[str, float] = {}
+    for turn in turns:
+        for name, seconds in turn.items():
+            least[name] = min(seconds, least.get(name, math.inf))
+    found: dict[str, float] = defaultdict(float)
+    for name, seconds in least.items():
+        found[name if name == BETWEEN else kind_of(graph, name)] += seconds
+    return dict(found)
+
+
+def kind_of(graph: tf.Graph, name: str) -> str:
+    """Return the kind of an operation.
+
+    Args:
+        graph: Of the step, before TensorFlow rewrites it.
+        name: `name:type`, as it was run.
+    """
+    name, _, ran = name.rpartition(":")
+    ran = ran.removeprefix("_Mkl").removeprefix("Native")
+    if "/" in name and "adam" in name.partition("/")[0]:
+        return "optimizer"
+    if "Conv2D" in ran:
+        operation = ran.removeprefix("Fused").removesuffix("WithBias")
+        return f"{_CONVOLUTIONS[operation]}, {_size(_convolution(graph, name))}"
+    if "BatchNorm" in ran:
+        return "norms"
+    if "MatMul" in ran or "Pool" in ran:
+        return _KINDS[ran.removeprefix("Fused")]
+    if not _of_activations(graph, name):
+        return "weights: times the scale of their norms, and the gradient of it"
+    return _KINDS.get(ran, "norms")
+
+
+def flop_by_kind(graph: tf.Graph, batch: int, ran: Iterable[str]) -> dict[str, float]:
+    """Return the arithmetic of each kind of convolution, a multiply-add being two.
+
+    The gradients of a convolution take as much as itself, that of its input only where it is asked
+    for. Those of kernels count by their size, however they are computed.
+
+    Args:
+        graph: Of the step.
+        batch: Images.
+        ran: Operations as `name:type`; TensorFlow leaves out what nothing depends on.
+    """
+    names = {name.rpartition(":")[0] for name in ran}
+    found: dict[str, float] = defaultdict(float)
+    for operation in graph.get_operations():
+        if operation.type == "Conv2D":
+            flop = 2.0 * batch * math.prod(operation.outputs[0].shape[1:3])
+            flop *= math.prod(operation.inputs[1].shape)
+            found[f"forward, {_size(operation)}"] += flop
+            found[f"gradient of kernels, {_size(operation)}"] += flop
+        elif operation.type == "Conv2DBackpropInput" and operation.name in names:
+            flop = 2.0 * batch * math.prod(operation.inputs[2].shape[1:3])
+            found[f"gradient of inputs, {_size(operation)}"] += flop * math.prod(
+                operation.inputs[1].shape
+            )
+    return dict(found)
+
+
+def _convolution(graph: tf.Graph, name: str) -> tf.Operation:
+    """Return the convolution that runs under a name, which may be that of what is fused to it."""
+    operation = graph.get_operation_by_name(name)
+    while operation.type not in _CONVOLUTIONS:
+        operation = operation.inputs[0].op
+    return operation
+
+
+def _size(convolution: tf.Operation) -> str:
+    is_kernels = convolution.type == "Conv2DBackpropFilter"
+    kernel = convolution.outputs[0] if is_kernels else convolution.inputs[1]
+    return f"{kernel.shape[0]} x {kernel.shape[1]}"
+
+
+def _of_activations(graph: tf.Graph, name: str) -> bool:
+    """Return whether an operation computes or reads what has a batch; weights have known shapes."""
+    try:
+        operation = graph.get_operation_by_name(name)
+    except KeyError:  # TensorFlow made it of others
+        return True
+    return any(not t.shape.is_fully_defined() for t in (*operation.inputs, *operation.outputs))
+
+
+def table(seconds: Mapping[str, float], flop: Mapping[str, float], limit: float) -> str:
+    """Return Markdown, convolutions first.
+
+    Args:
+        seconds: Of each kind.
+        flop: Of each kind of convolution.
+        limit: GFLOP/s.
+    """
+    return "\n".join(
+        [
+            "| what | s | % of the step | GFLOP/s | % of the limit |",
+            "|---|---|---|---|---|",
+            *_rows(seconds, flop, limit),
+        ]
+    )
+
+
+def _rows(seconds: Mapping[str, float], flop: Mapping[str, float], limit: float) -> Iterator[str]:
+    whole = sum(seconds.values())
+
+    def row(name: str, taken: float, work: float | None) -> str:
+        cells = [name, f"{taken:.3f}", f"{100 * taken / whole:.1f}"]
+        rate = work / taken / 1e9 if work else None
+        cells += [f"{rate:.0f}", f"{100 * rate / limit:.0f}"] if rate else ["-", "-"]
+        return f"| {' | '.join(cells)} |"
+
+    convolutions = sorted(name for name in seconds if name.partition(",")[0] in _NAMES)
+    for name in convolutions:
+        yield row(name, seconds[name], flop.get(name))
+    others = [name for name in seconds if name not in convolutions]
+    for name in sorted(others, key=lambda name: -seconds[name]):
+        yield row(name, seconds[name], None)
+    yield row("the whole step", whole, sum(flop.values()))
+
+
+_NAMES: Final = frozenset(_CONVOLUTIONS.values())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The profile of a step counts every convolution, and each second once."""
+
+import pytest
+
+from kresnet.bench import profile
+from kresnet.bench.step import drawn, training_step
+from kresnet.zoo import measure
+from kresnet.zoo.variants import variant_config
+
+BATCH = 4
+
+
+@pytest.fixture(scope="module", params=[("frozen", "float32"), ("trainable", "bfloat16")])
+def traced(request):
+    norms, precision = request.param
+    step = training_step("resnet8_cifar", norms, 32, precision)
+    batch = drawn(BATCH, 32)
+    turns = profile.traced(lambda: step(*batch).numpy(), 2)
+    return step.get_concrete_function().graph, turns
+
+
+def test_arithmetic_is_that_of_the_network(traced):
+    graph, turns = traced
+    flop = profile.flop_by_kind(graph, BATCH, turns[0])
+    of = {
+        pass_: sum(value for kind, value in flop.items() if kind.startswith(pass_))
+        for pass_ in ("forward", "gradient of inputs", "gradient of kernels")
+    }
+    config = variant_config("resnet8_cifar")
+    head = 64 * 10
+    assert of["forward"] == 2 * BATCH * (measure(config, image_size=32, num_classes=10).macs - head)
+    assert of["gradient of kernels"] == of["forward"]
+    first = 2 * BATCH * 32 * 32 * 3 * 16 * 9  # whose input is the image
+    assert of["gradient of inputs"] == of["forward"] - first
+
+
+def test_every_kind_of_convolution_is_timed_and_nothing_is_counted_twice(traced):
+    graph, turns = traced
+    seconds = profile.seconds_by_kind(graph, turns)
+    assert all(value >= 0 for value in seconds.values())
+    for kind in profile.flop_by_kind(graph, BATCH, turns[0]):
+        if "kernels" not in kind:  # which may be computed as products
+            assert seconds[kind] > 0
+    assert seconds["optimizer"] > 0
+    for turn in turns:
+        assert sum(seconds.values()) <= sum(turn.values()) + 1e-9
+        ran = [name for name in turn if "Conv2D" in name and "Backprop" not in name]
+        assert len(ran) == 9  # of three blocks, with two shortcuts, and the stem
+
+
+def test_the_table_tells_rates_of_what_is_arithmetic():
+    seconds = {"forward, 3 x 3": 0.5, "optimizer": 0.3, profile.BETWEEN: 0.2}
+    lines = profile.table(seconds, {"forward, 3 x 3": 60e9}, 240.0).splitlines()
+    assert lines[2:] == [
+        "| forward, 3 x 3 | 0.500 | 50.0 | 120 | 50 |",
+        "| optimizer | 0.300 | 30.0 | - | - |",
+        f"| {profile.BETWEEN} | 0.200 | 20.0 | - | - |",
+        "| the whole step | 1.000 | 100.0 | 60 | 25 |",
+    ]
