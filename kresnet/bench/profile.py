@@ -4,9 +4,9 @@
     python -m kresnet.bench.profile --norms trainable --precision bfloat16
 
 Operations run one at a time here, each on all cores, so that their times add up; a training runs
-several at a time. TensorFlow's profiler tells how long each took. Of each, the least of some steps
-counts, since others may use the cores, too; so does of the limit, the best rate of a 3x3
-convolution of the same precision.
+several at a time. TensorFlow's profiler tells how long each took; told are means over some steps.
+The limit is the mean rate of a 3x3 convolution of 256 channels in the same precision, called
+between the steps: others who use the cores take the same share of it as of them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import math
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Final
 
 import tensorflow as tf
 
-from kresnet.bench.speed.limits import convolution_rate
+from kresnet.bench.speed.limits import convolution
+from kresnet.bench.speed.work import seconds_of
 from kresnet.bench.step import drawn, training_step
 from kresnet.errors import ResourceError
 from kresnet.machine import cores, processor
@@ -30,6 +32,7 @@ from kresnet.machine import cores, processor
 BETWEEN: Final = "between operations, and the call"
 
 _WARM_UP: Final = 2
+_CALLS: Final = 8  # of the convolution after each step
 _CONVOLUTIONS: Final = {
     "Conv2D": "forward",
     "Conv2DBackpropInput": "gradient of inputs",
@@ -62,34 +65,39 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="steps")
     options = parser.parse_args()
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    limit = convolution_rate(options.precision)
     step = training_step(options.variant, options.norms, options.image_size, options.precision)
     batch = drawn(options.batch_size, options.image_size)
     graph = step.get_concrete_function().graph  # type: ignore[attr-defined]
-    turns = traced(lambda: step(*batch).numpy(), options.turns)
-    limit = max(limit, convolution_rate(options.precision))
+    compute, work = convolution(options.precision)
+    turns, called = traced(lambda: step(*batch).numpy(), compute, options.turns)
+    limit = work / mean(called) / 1e9
     print(
         f"{processor()}, {cores()} cores, TensorFlow {tf.__version__}; {options.variant}, norms "
         f"{options.norms}, {options.precision}, {options.batch_size} images of "
-        f"{options.image_size} px; the least of {len(turns)} steps; limit {limit:.0f} GFLOP/s\n"
+        f"{options.image_size} px; means of {len(turns)} steps; limit {limit:.0f} GFLOP/s\n"
     )
     flop = flop_by_kind(graph, options.batch_size, turns[0])
     print(table(seconds_by_kind(graph, turns), flop, limit))
 
 
-def traced(step: Callable[[], object], turns: int) -> list[dict[str, float]]:
-    """Run steps under TensorFlow's profiler.
+def traced(
+    step: Callable[[], object], beside: Callable[[], object], turns: int
+) -> tuple[list[dict[str, float]], list[float]]:
+    """Run steps under TensorFlow's profiler, and something else between them without it.
 
     Args:
         step: Returns when all is computed.
+        beside: What is called some times after each; it, too.
         turns: Steps; those before, which warm up, are not traced.
 
     Returns:
-        For each, the seconds of every operation as `name:type`, and of what is `BETWEEN` them.
+        For each step, the seconds of every operation as `name:type`, and of what is `BETWEEN`
+        them; and the seconds of each call of `beside`.
     """
     for _ in range(_WARM_UP):
         step()
-    found = []
+        beside()
+    found, called = [], []
     for _ in range(turns):
         with tempfile.TemporaryDirectory() as folder:
             with tf.profiler.experimental.Profile(folder):
@@ -98,7 +106,8 @@ def traced(step: Callable[[], object], turns: int) -> list[dict[str, float]]:
                 taken = time.perf_counter() - started
             seconds = _operations(Path(folder))
         found.append(seconds | {BETWEEN: max(0.0, taken - sum(seconds.values()))})
-    return found
+        called += [seconds_of(beside) for _ in range(_CALLS)]
+    return found, called
 
 
 def _operations(folder: Path) -> dict[str, float]:
@@ -124,20 +133,17 @@ def _operations(folder: Path) -> dict[str, float]:
     return dict(seconds)
 
 
-def seconds_by_kind(graph: tf.Graph, turns: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the seconds of each kind, the least of the turns for each operation.
+def seconds_by_kind(graph: tf.Graph, turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the seconds of each kind in a step, the mean of the turns.
 
     Args:
         graph: Of the step.
         turns: From `traced`.
     """
-    least: dict[str, float] = {}
+    found: dict[str, float] = defaultdict(float)
     for turn in turns:
         for name, seconds in turn.items():
-            least[name] = min(seconds, least.get(name, math.inf))
-    found: dict[str, float] = defaultdict(float)
-    for name, seconds in least.items():
-        found[name if name == BETWEEN else kind_of(graph, name)] += seconds
+            found[name if name == BETWEEN else kind_of(graph, name)] += seconds / len(turns)
     return dict(found)
 
 

@@ -33,19 +33,21 @@ def measure(
         product = tf.function(tf.matmul)
         rates |= {
             f"product {dtype.name} GFLOP/s": _rate(partial(product, a, b), 2 * side**3),
-            f"convolution {dtype.name} GFLOP/s": convolution_rate(dtype.name, image, channels),
+            f"convolution {dtype.name} GFLOP/s": _rate(*convolution(dtype.name, image, channels)),
         }
     return rates | {"copy GB/s": _copy_rate(copied)}
 
 
-def convolution_rate(dtype: str, image: int = 28, channels: int = 256) -> float:
-    """Return the best GFLOP/s of the 3x3 convolution of `measure`."""
+def convolution(
+    dtype: str, image: int = 28, channels: int = 256
+) -> tuple[Callable[[], object], float]:
+    """Return the 3x3 convolution of `measure`, and its floating-point operations."""
     import tensorflow as tf
 
     images = tf.cast(tf.random.normal((16, image, image, channels)), dtype)
     kernel = tf.cast(tf.random.normal((3, 3, channels, channels)), dtype)
-    convolution = tf.function(lambda x, k: tf.nn.conv2d(x, k, 1, "SAME"))
-    return _rate(partial(convolution, images, kernel), 2 * 16 * image**2 * 9 * channels**2)
+    compute = tf.function(lambda x, k: tf.nn.conv2d(x, k, 1, "SAME"))
+    return partial(compute, images, kernel), 2.0 * 16 * image**2 * 9 * channels**2
 
 
 def _copy_rate(size: int) -> float:
