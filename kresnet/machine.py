@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,23 @@ def end_with_input(code: int) -> None:
         os._exit(code)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def leashed(command: Sequence[str]) -> list[str]:
+    """Return a command of kresnet as a program that ends with its standard input.
+
+    Args:
+        command: What follows `kresnet`.
+
+    Returns:
+        To be started with a pipe as its input; its exit code is then that of an interruption.
+    """
+    program = (
+        "import sys; from kresnet.errors import Interrupted; "
+        "from kresnet.machine import end_with_input; end_with_input(Interrupted.exit_code); "
+        "sys.argv[0] = 'kresnet'; from kresnet.cli import main; main()"
+    )
+    return [sys.executable, "-c", program, *command]
 
 
 def memory() -> int:

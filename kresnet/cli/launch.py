@@ -19,7 +19,7 @@ import typer
 
 from kresnet.cli.options import RayWorkers, WorkerCpus, WorkerGpus
 from kresnet.errors import ConfigError, Interrupted
-from kresnet.machine import free_addresses, own_cores, shares, staying_on
+from kresnet.machine import free_addresses, leashed, own_cores, shares, staying_on
 
 _GRACE_S: Final = 120.0
 """Seconds that the others have to end by themselves when one has; then they are asked, and made."""
@@ -189,9 +189,9 @@ def _gpus() -> list[str]:
 def _start(rank: int, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a worker whose lines begin with its number; the chief's results stay as they are."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "kresnet", *command],
+        leashed(command),
         env=env,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # which ends with this process, and the worker with it
         stdout=None if rank == 0 else subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C comes once, from here

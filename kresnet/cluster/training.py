@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import IO, Any, Final
 
 from kresnet.cluster import connect, import_ray, line_of
 from kresnet.errors import ConfigError, Interrupted, ResourceError
+from kresnet.machine import leashed
 from kresnet.train.signals import stoppable
 
 _PLACE_S: Final = 600.0  # for the first worker to be given a place
@@ -32,12 +32,6 @@ _VARIABLE: Final = "TF_CONFIG"
 
 Say = Callable[[int, str, str], None]
 """Called with the number of a worker, "stdout" or "stderr", and a line that it has written."""
-
-_PROGRAM: Final = (
-    "import sys; from kresnet.errors import Interrupted; "
-    "from kresnet.machine import end_with_input; end_with_input(Interrupted.exit_code); "
-    "sys.argv[0] = 'kresnet'; from kresnet.cli import main; main()"
-)
 
 
 def run_on_ray(
@@ -133,7 +127,7 @@ class _Worker:
         if not os.path.isdir(folder):
             return ConfigError.exit_code, f"{socket.gethostname()} has no {folder}"
         process = self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, *command],
+            leashed(command),
             cwd=folder,
             env=os.environ | dict(variables),
             stdin=subprocess.PIPE,  # which ends with this process, and the worker with it

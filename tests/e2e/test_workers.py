@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,15 +199,40 @@ def launched(folder, data, *options, **popen):
     )
 
 
+def wait_for_a_state(run, process, timeout=1200):
+    until = time.monotonic() + timeout
+    while not list((run / "state").glob("step-*")):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def computing():
+    """The processes that are there and not only to be buried, each with its parent."""
+    found = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = file.read_text().rpartition(")")[2].split()[:2]
+            if state not in "ZX":
+                found[int(file.parent.name)] = int(parent)
+    return found
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_launcher_that_is_killed(striped, tmp_path):
+    process = launched(tmp_path, striped, "--epochs", "2000", "--name", "s")
+    wait_for_a_state(tmp_path / "runs" / "s", process)
+    workers = {one for one, parent in computing().items() if parent == process.pid}
+    assert len(workers) == 2
+    process.kill()
+    process.communicate(timeout=120)  # their output ends with them
+    assert not workers & set(computing())
+
+
 @pytest.mark.slow
 def test_launch_stops_and_goes_on_and_leaves_an_export(striped, tmp_path):
     first = launched(tmp_path, striped, "--epochs", "20", "--name", "s", start_new_session=True)
-    states = tmp_path / "runs" / "s" / "state"
-    until = time.monotonic() + 1200
-    while not list(states.glob("step-*")):
-        assert first.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_for_a_state(tmp_path / "runs" / "s", first)
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=1200)
     assert first.returncode == 5, said
