@@ -83,6 +83,17 @@ def test_the_heatmap_fits_the_photo_however_it_is_turned(page, format):
         assert heat(card) == (pytest.approx(0.42, abs=0.015), pytest.approx(0.33, abs=0.015))
 
 
+@pytest.mark.parametrize("size", [(8, 8), (20, 40), (60, 12)])
+def test_a_picture_of_a_few_pixels_is_shown_large_with_its_heat(page, size):
+    [card] = ask(page, ("small.png", encoded(picture("red", size=size, share=0.5), "PNG"))).all()
+    photo, canvas = card.locator("img").bounding_box(), card.locator("canvas").bounding_box()
+    assert max(photo["width"], photo["height"]) == pytest.approx(224, abs=1)
+    assert photo["width"] / photo["height"] == pytest.approx(size[0] / size[1], rel=0.05)
+    side = PREPROCESSING.crop_pct * min(photo["width"], photo["height"])
+    assert canvas["width"] == pytest.approx(side, rel=0.1)
+    assert canvas["height"] == pytest.approx(side, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("at", "words"),
     [

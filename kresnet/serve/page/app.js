@@ -1,7 +1,7 @@
 // The page: takes images in, asks the server about each, shows the answers.
 
 import { Failure, base64, predictBody, request, token } from "./client.js";
-import { load, paint, place, whereabouts } from "./photo.js";
+import { enlarge, load, paint, place, whereabouts } from "./photo.js";
 import * as snippets from "./snippets.js";
 
 const FIRST_CLASSES = 5;
@@ -107,7 +107,7 @@ class Card {
 
   showPhoto(photo) {
     if (this.aborter.signal.aborted) URL.revokeObjectURL(photo.url);
-    else this.find("img").src = photo.url;
+    else enlarge(Object.assign(this.find("img"), { src: photo.url }), photo);
     return photo;
   }
 

@@ -108,6 +108,16 @@ async function turned(file, turn) {
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
+const SMALL = 224; // px of the longer side, below which a picture is shown larger than it is
+
+/** Show a picture of a few pixels in a size at which they, and the heat on them, can be seen. */
+export function enlarge(image, { width, height }) {
+  const longer = Math.max(width, height);
+  if (longer >= SMALL) return;
+  image.style.width = `${(SMALL * width) / longer}px`;
+  image.style.imageRendering = "pixelated";
+}
+
 /** Lay the canvas over the centred square of the photo that the model looked at. */
 export function place(canvas, { width, height }, cropPct) {
   const side = cropPct * Math.min(width, height);
