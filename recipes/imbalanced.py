@@ -14,9 +14,11 @@ Without it, a network is right more often by never guessing what is rare. `kresn
 "sqrt" where the largest class has more than three times the images of the smallest. Told are the
 accuracy on classes that are rare and on those that are not.
 
-Machine: not measured
-Time: not measured
-Result: not measured
+Machine: two cores of an Intel Xeon without AMX, float32, kept busy by other work.
+Time: 12:52 of the processors for all nine trainings.
+Result: accuracy on rare classes and on the others, mean (range over three seeds): none 0.0 % and
+    90.3 % (89.2 to 90.8); sqrt 0.0 % and 87.5 % (85.0 to 88.8); full 38.8 % (27.5 to 46.9) and
+    82.5 % (81.2 to 85.0). With 8 images a class against 100, the square root is not enough here.
 Source: the square root is that of Mahajan et al. 2018, arXiv:1805.00932, who draw images of a
     hashtag so; here it weighs them.
 """
