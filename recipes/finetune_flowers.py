@@ -10,9 +10,11 @@ a single score does not tell.
 Five epochs of everything from the head of a linear probe, with frozen norm statistics and
 layer-wise learning rates; the rest is planned from the number of images, as `kresnet train` does.
 
-Machine: not measured
-Time: not measured
-Result: not measured
+Machine: two cores of an Intel Xeon without AMX, float32, kept busy by other work.
+Time: 3:40 for three seeds on 600 photos with the embedded backbone (`--variant resnet10t
+    --weights embedded`).
+Result: 75.9 % (72.2 to 77.8 over three seeds) of 90 test photos with it; with a ResNet-50 and
+    another time README.md has 91.9 %, under "Beside others".
 Source: the photos are those of https://www.tensorflow.org/datasets/catalog/tf_flowers; the probe
     before the fine-tuning is from Kumar et al. 2022, arXiv:2202.10054.
 """

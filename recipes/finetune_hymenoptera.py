@@ -9,9 +9,10 @@ and five epochs of everything go on from it. The probe is the same for every see
 The validation photos choose the epoch, as in the tutorial, so the accuracy of fine-tuning is a
 little flattered; of fixed features they choose nothing.
 
-Machine: not measured
-Time: not measured
-Result: not measured
+Machine: two cores of an Intel Xeon without AMX, float32, kept busy by other work.
+Time: 4:18 for three seeds with the embedded backbone (`--variant resnet10t --weights embedded`).
+Result: fixed features are right on 81.0 % of the validation photos with it, fine-tuning on 81.3 %
+    (81.0 to 81.7 over three seeds); with a ResNet-50 README.md has 97.4 %, under "Results".
 Source: Chilamkurthy, Transfer Learning for Computer Vision Tutorial,
     https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html
 """
