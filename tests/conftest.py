@@ -1,5 +1,6 @@
 """Settings and data that all tests share."""
 
+import faulthandler
 import gc
 import os
 import random
@@ -22,6 +23,7 @@ from PIL import Image
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TOGETHER = ("e2e", "parity", "property")
 BEGUN = pytest.StashKey[float]()
+SCREEN = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser):
@@ -42,6 +44,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Keep what tests cache out of the user's home; processes that they start inherit it."""
     config.stash[BEGUN] = time.monotonic()
+    config.stash[SCREEN] = os.dup(2)  # what tests write is being kept from here on
     if "KRESNET_HOME" not in os.environ:
         home = os.environ["KRESNET_HOME"] = tempfile.mkdtemp(prefix="kresnet-tests-")
         config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
@@ -69,6 +72,19 @@ def pytest_runtest_setup(item):
     minutes = item.config.getoption("--minutes")
     if minutes is not None and time.monotonic() - item.config.stash[BEGUN] > 60 * minutes:
         pytest.skip("the time that --minutes gives was up")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """End the process of a test that hangs where its time limit cannot: in a library, or waiting
+    for what never ends while it leaves. Its stack is shown, and the test is reported as failed."""
+    own = item.get_closest_marker("timeout")
+    limit = float(own.args[0] if own else item.config.getini("timeout"))
+    faulthandler.dump_traceback_later(limit + 30, exit=True, file=item.config.stash[SCREEN])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def scope_of(nodeid):
