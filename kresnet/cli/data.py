@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import asdict
 from pathlib import Path
@@ -149,6 +150,7 @@ def serve_batches(
         address, _kept = serve(dispatcher, host=host or own_address(), port=port)
     typer.echo(f"kresnet train photos/ --data-service {address}")
     signal.sigwait(ends)
+    os._exit(0)  # else TensorFlow waits for whoever still asks for batches, now and then for ever
 
 
 @group.command(name="split")

@@ -10,47 +10,24 @@ import time
 
 import pytest
 import working
+from batch_service import Parts
 
 from kresnet.train.run import Run
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = """
-import sys, time
-import tensorflow as tf
-api = tf.data.experimental.service
-if len(sys.argv) == 1:
-    part = api.DispatchServer()
-    print(part.target, flush=True)
-else:
-    part = api.WorkerServer(api.WorkerConfig(sys.argv[1]))
-    print("up", flush=True)
-time.sleep(3600)
-"""
-
 
 @pytest.fixture
 def serve():
     """Starts the dispatcher of a service with workers, and returns its address and all of them."""
-    started = []
-
-    def part(*arguments):
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, text=True
-        )
-        started.append(process)
-        return process, process.stdout.readline().strip()
+    parts = Parts()
 
     def start(workers):
-        dispatcher, address = part()
-        own = [part(address.removeprefix("grpc://"))[0] for _ in range(workers)]
-        return address, [dispatcher, *own]
+        dispatcher, address = parts.start(0)
+        return address, [dispatcher, *(parts.start(1, address)[0] for _ in range(workers))]
 
     yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    parts.end()
 
 
 @pytest.fixture

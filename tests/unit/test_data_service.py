@@ -2,12 +2,15 @@
 
 import queue
 import socket
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from batch_service import Parts
 from conftest import stripes
 from typer.testing import CliRunner
 
@@ -56,54 +59,48 @@ def check_same(mine, theirs):
 
 
 @pytest.fixture
-def started():
-    """Starts a service in this process; with it come its workers."""
-    kept = []
-
-    def start(workers):
-        api = tf.data.experimental.service
-        dispatcher = api.DispatchServer()
-        address = dispatcher.target.removeprefix("grpc://")
-        own = [api.WorkerServer(api.WorkerConfig(address)) for _ in range(workers)]
-        kept.append((dispatcher, own))
-        return dispatcher.target, own
-
-    return start
+def parts():
+    """Parts of a service."""
+    parts = Parts()
+    yield parts
+    parts.end()
 
 
-def test_batches_are_the_same_whatever_the_number_of_workers(rows, started):
+def test_batches_are_the_same_whatever_the_number_of_workers(rows, parts):
     here = list(islice(training(rows).batches(2), 12))
     for workers in (1, 3):
-        address, _ = started(workers)
+        _, address = parts.start(workers)
         served_by = Service(address)
         served_by.reach()
         check_same(islice(training(rows, served_by=served_by).batches(2), 12), here)
 
 
 @pytest.mark.slow
-def test_each_worker_of_a_team_has_its_rows_of_a_batch(rows, started):
-    address, _ = started(1)
+def test_each_worker_of_a_team_has_its_rows_of_a_batch(rows, parts):
+    _, address = parts.start(1)
     half = training(rows, worker=(1, 2), served_by=Service(address))
     here = [tuple(part[2:] for part in batch) for batch in islice(training(rows).batches(), 3)]
     check_same(islice(half.batches(), 3), here)
 
 
-def test_what_a_lost_worker_had_in_hand_is_made_here(rows, started, monkeypatch):
+@pytest.mark.slow
+def test_what_a_lost_worker_had_in_hand_is_made_here(rows, parts, monkeypatch):
     monkeypatch.setattr(service, "_GAP_S", 0.0)
     monkeypatch.setattr(service, "_SOON_S", 0.2)
     here = list(islice(training(rows).batches(), 60))
-    address, workers = started(2)
+    _, address = parts.start(1)
+    lost, _ = parts.start(1, address)
     found = []
     for batch in islice(training(rows, served_by=Service(address)).batches(), 60):
         found.append(batch)
         if len(found) == 5:
-            workers[0]._stop()
+            lost.kill()
     check_same(found, here)
 
 
 @pytest.mark.slow
-def test_an_image_that_is_lost_is_left_out_as_without_the_service(rows, started):
-    address, _ = started(1)
+def test_an_image_that_is_lost_is_left_out_as_without_the_service(rows, parts):
+    _, address = parts.start(1)
     lost = []
     Path(rows[4].path).unlink()
     served = training(rows, served_by=Service(address), max_bad=0.2, tell=lost.append)
@@ -207,13 +204,30 @@ def test_what_a_service_cannot_read_is_refused(rows):
         check_service(recipe, rows)
 
 
-def test_a_service_is_started_and_joined():
-    address, kept = serve(None, host="localhost", port=0)
-    assert address.startswith("grpc://localhost:")
-    joined, more = serve(address, host="localhost", port=0)
-    assert joined == address
-    Service(address).reach()
-    del kept, more
+def test_a_service_is_started_joined_and_ended_while_it_is_asked(rows):
+    command = [sys.executable, "-m", "kresnet", "data", "serve", "--host", "localhost"]
+    started = []
+
+    def start(*options):
+        process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        return process.stdout.readline().split()[-1]
+
+    try:
+        address = start("--port", "0")
+        assert address.startswith("grpc://localhost:")
+        assert start("--dispatcher", address) == address
+        service = Service(address)
+        service.reach()
+        batches = training(rows, served_by=service).batches()
+        next(batches)
+        for process in reversed(started):
+            process.terminate()
+            assert process.wait(30) == 0
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
 
 
 def test_a_service_takes_no_port_of_another():
