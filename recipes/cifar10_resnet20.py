@@ -1,6 +1,6 @@
 """Train ResNet-20 on CIFAR-10 from scratch, as He et al. 2015 did (arXiv:1512.03385, sec. 4.2).
 
-    python recipes/cifar10_resnet20.py FOLDER [--epochs N]
+    python recipes/cifar10_resnet20.py FOLDER [--epochs N] [--seed N]
 
 FOLDER holds the images as files: train/<class>/*.png and test/<class>/*.png. The paper's 64,000
 steps of 128 images are 182 epochs of the 45,000 images that are left to train on.
@@ -24,7 +24,7 @@ import sys
 import kresnet
 
 
-def main(folder: str, epochs: int = 182) -> kresnet.Result:
+def main(folder: str, epochs: int = 182, seed: int = 0) -> kresnet.Result:
     """Train, evaluate and export."""
     result = kresnet.fit(
         folder,
@@ -41,7 +41,7 @@ def main(folder: str, epochs: int = 182) -> kresnet.Result:
         warmup=0.02,
         min_area=0.6,
         flip=True,
-        seed=0,
+        seed=seed,
     )
     print(result.test or result.validation)
     print(result.export)
@@ -54,6 +54,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("folder")
     parser.add_argument("--epochs", type=int, default=182)
+    parser.add_argument("--seed", type=int, default=0)
     try:
         main(**vars(parser.parse_args()))
     except kresnet.KresnetError as error:
