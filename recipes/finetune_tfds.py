@@ -10,10 +10,11 @@ looked for in TFDS_DATA_DIR, or downloaded by TFDS: `pip install 'kresnet[tfds]'
 The images are read at their place in TFDS's files, with the same decoder and the same views as
 those of a folder, and nothing is written beside them.
 
-Machine: not measured
-Time: not measured
-Result: not measured (TFDS downloads, and the machine at hand reaches no data set of it). The test
-    trains on a small data set in TFDS's format.
+Machine: two cores of an Intel Xeon without AMX, float32.
+Time: 1:45 for 600 photos with the embedded backbone (`--variant resnet10t --weights embedded`).
+Result: 77.0 % (71.1 to 82.2 over three seeds) of 90 test photos of five flowers, 600 of tf_flowers
+    that `kresnet data pack` wrote to TFDS_DATA_DIR/five_flowers/1.0.0: TFDS's own are downloaded,
+    and the machine at hand reaches none of them.
 Source: the settings are those that `kresnet train` plans from the number of images.
 """
 
