@@ -61,11 +61,11 @@ def ask(address: str, name: str, images: list[bytes]) -> list[dict[str, Any]]:
     return answers
 
 
-def main(folder: str | None, variant: str, weights: str, epochs: int) -> int:
+def main(folder: str | None, variant: str, weights: str, epochs: int, seed: int = 0) -> int:
     """Do all of it, and return how many answers agreed."""
     if folder is None:
         folder = str(write_digits(Path(tempfile.mkdtemp()) / "digits"))
-    result = kresnet.fit(folder, variant=variant, weights=weights, epochs=epochs, seed=0)
+    result = kresnet.fit(folder, variant=variant, weights=weights, epochs=epochs, seed=seed)
     if result.export is None:
         raise SystemExit("These images are more than 8-bit RGB, which cannot be exported yet.")
     print(result.test or result.validation)
@@ -97,6 +97,7 @@ if __name__ == "__main__":
     parser.add_argument("--variant", default="resnet8_cifar")
     parser.add_argument("--weights", default="none", help="a tag, a checkpoint's path, or none")
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0)
     try:
         main(**vars(parser.parse_args()))
     except kresnet.KresnetError as error:

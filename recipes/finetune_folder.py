@@ -26,10 +26,12 @@ from typing import Any
 import kresnet
 
 
-def main(folder: str, variant: str, weights: str, epochs: int | None) -> kresnet.Result:
+def main(
+    folder: str, variant: str, weights: str, epochs: int | None, seed: int = 0
+) -> kresnet.Result:
     """Train, evaluate and export."""
     settings: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
-    result = kresnet.fit(folder, variant=variant, weights=weights, seed=0, **settings)
+    result = kresnet.fit(folder, variant=variant, weights=weights, seed=seed, **settings)
     print(result.test or result.validation)
     print(result.export)
     return result
@@ -43,6 +45,7 @@ if __name__ == "__main__":
     parser.add_argument("--variant", default="resnet50")
     parser.add_argument("--weights", default="imagenet", help="a tag, or a checkpoint's path")
     parser.add_argument("--epochs", type=int, help="as many as the plan says, if not given")
+    parser.add_argument("--seed", type=int, default=0)
     try:
         main(**vars(parser.parse_args()))
     except kresnet.KresnetError as error:

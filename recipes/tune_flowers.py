@@ -40,10 +40,12 @@ SPACE = {
 }
 
 
-def main(folder: str, variant: str, weights: str, trials: int, epochs: int, out: str) -> Path:
+def main(
+    folder: str, variant: str, weights: str, trials: int, epochs: int, out: str, seed: int = 0
+) -> Path:
     """Search, print the best trials, and return the file of the best recipe."""
     hypermodel = kresnet.tune.ResNetHyperModel(
-        folder, variant=variant, weights=weights, space=SPACE, epochs=epochs, seed=0
+        folder, variant=variant, weights=weights, space=SPACE, epochs=epochs, seed=seed
     )
     import keras_tuner
 
@@ -51,7 +53,7 @@ def main(folder: str, variant: str, weights: str, trials: int, epochs: int, out:
         hypermodel,
         objective="val_accuracy",
         max_trials=trials,
-        seed=0,
+        seed=seed,
         max_retries_per_trial=1,
         max_consecutive_failed_trials=trials,  # else three in a row end the search
         directory=Path(out).parent,
@@ -77,6 +79,7 @@ if __name__ == "__main__":
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--out", default="studies/tune_flowers")
+    parser.add_argument("--seed", type=int, default=0)
     try:
         main(**vars(parser.parse_args()))
     except kresnet.KresnetError as error:
