@@ -8,11 +8,14 @@ A linear probe on frozen features comes first, then fine-tuning with frozen norm
 layer-wise learning rates; whichever validates better is exported. Open settings are planned from
 the number of images, as `kresnet train` does; set any field of `kresnet.Recipe` below to fix it.
 
-Machine: two cores of an Intel Xeon with AMX, bfloat16, shared with other work.
-Time: 3:29 for 600 photos of five flowers, 3:33 for 397 of ants and bees.
-Result: 87.8 % (95 % interval 79.4 to 93.0) of 90 test photos of flowers, and 97.4 % (93.5 to 99.0)
-    of 153 validation photos of ants and bees; one seed each. finetune_flowers.py and
-    finetune_hymenoptera.py train with three.
+Machine: two cores of an Intel Xeon without AMX, float32, kept busy by other work; for the ResNet-50
+    two with AMX, bfloat16, shared with other work.
+Time: 1:09 to 1:37 for 600 photos of five flowers with the embedded backbone (`--variant resnet10t
+    --weights embedded`); with a ResNet-50 3:29, and 3:33 for 397 of ants and bees.
+Result: 76.3 % (72.2 to 81.1 over three seeds) of 90 test photos of flowers with the embedded
+    backbone. With a ResNet-50 and one seed 87.8 % (95 % interval 79.4 to 93.0) of them, and 97.4 %
+    (93.5 to 99.0) of 153 validation photos of ants and bees; README.md has three seeds of it under
+    "Beside others".
 Source: Kumar et al. 2022, arXiv:2202.10054, for the probe before the fine-tuning;
     the rest is said with each setting by `kresnet train FOLDER --dry-run`.
 """
