@@ -13,9 +13,10 @@ and kills.
 
 Machine: two cores of an Intel Xeon without AMX, float32, kept busy by other work.
 Time: 12:23 for 20 trials on 600 photos with the embedded backbone (`--variant resnet10t --weights
-    embedded`).
-Result: 81.1 % of 90 photos to validate on, 80.0 % with the first trial; what it found, trained
-    again by `kresnet train --recipe`, has 82.2 % (95 %: 73.1 to 88.8) of 90 test photos. One seed.
+    embedded`); about 2 minutes of the processors for 6 trials of 2 epochs.
+Result: 6 trials of 2 epochs find 80.4 % (78.9 to 82.2 over three seeds) of 90 photos to validate
+    on; 20 of 5 epochs, one seed, 81.1 %, where the first has 80.0 %. What those found, trained
+    again by `kresnet train --recipe`, has 82.2 % (95 %: 73.1 to 88.8) of 90 test photos.
     recipes/measured.md has what `kresnet tune` reaches beside other searches.
 Source: Snoek et al. 2012, arXiv:1206.2944, for the search by a Gaussian process; the space is
     part of what `kresnet tune` searches by default.
