@@ -10,9 +10,11 @@ images to train and 5,000 to validate, no dropout, option A shortcuts. Ours: a c
 two steps of the learning rate, Nesterov momentum, random crops by resampling instead of by
 padding, and per-channel instead of per-pixel means.
 
-Machine: not measured
-Time: not measured (182 epochs are 8 million images: hours on two cores, minutes on a GPU)
-Result: not measured (the data set is not at hand); the paper has 91.25 % on the test images.
+Machine: two cores of an Intel Xeon without AMX, float32, kept busy by other work.
+Time: about 3:30 of the processors for 40 epochs of 750 images. 182 epochs of 45,000 are 8 million
+    images: hours on two cores, minutes on a GPU; not measured.
+Result: 35.1 % (28.7 to 40.7 over three seeds) of 150 images, after 40 epochs of 750: 1,000
+    images of CIFAR-10 are all that is at hand. The paper has 91.25 % with all of them.
 Source: He et al. 2015, arXiv:1512.03385, section 4.2 and table 6.
 """
 
