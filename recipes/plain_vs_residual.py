@@ -11,8 +11,8 @@ that falls to zero along a cosine, so that minutes are enough.
 The 56 plain layers fit the *training* images worse than the 20 do, which overfitting would not;
 with shortcuts the 56 fit them as well.
 
-Machine: not recorded
-Time: not recorded
+Machine: two cores of an Intel Xeon without AMX, float32, with nothing else on them.
+Time: 10 min (all four networks, three seeds)
 Result: of the training images, 99.6 % with 20 plain layers and 49.9 % with 56, 100.0 % with 20
     residual layers and 99.8 % with 56, means of three seeds. The table in kresnet/zoo/README.md,
     with the ranges, is what this script printed.
