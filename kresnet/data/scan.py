@@ -15,6 +15,8 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from threadpoolctl import threadpool_limits
+
 from kresnet.data import arrays
 from kresnet.data.examine import Facts
 from kresnet.data.items import WHOLE, Item, full_name, is_url, read_bytes
@@ -23,6 +25,7 @@ from kresnet.data.items import Split as Split
 from kresnet.data.scan_cache import examine_all
 from kresnet.data.sources import Listing, listing
 from kresnet.errors import DataError
+from kresnet.machine import cores
 
 _MAX_THREADS: Final = 16  # each may hold a whole array
 _CHUNK: Final = 1024
@@ -315,7 +318,8 @@ def _arrays_examined(
     items: Sequence[Item], progress: Callable[[int, int], None] | None
 ) -> Iterator[Facts | str | None]:
     """Examine arrays in parallel."""
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
+    threads = min(cores(), _MAX_THREADS)
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(items), _CHUNK):  # a million waiting tasks would take gigabytes
             chunk = items[start : start + _CHUNK]
             for done, result in enumerate(pool.map(arrays.examine, chunk), start=start + 1):

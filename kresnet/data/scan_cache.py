@@ -20,9 +20,11 @@ from types import TracebackType
 from typing import Final
 
 import tensorflow as tf
+from threadpoolctl import threadpool_limits
 
 from kresnet.data.examine import Facts, examine
 from kresnet.data.items import Item, is_url
+from kresnet.machine import cores
 from kresnet.zoo.download import kresnet_home
 
 EXAMINER: Final = 1
@@ -65,7 +67,8 @@ def examine_all(
     results: list[Facts | str | None] = []
     with (
         ScanCache(kresnet_home() / "scan.sqlite") as cache,
-        ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool,
+        threadpool_limits(1, "blas"),  # a product of one image shared by threads has them wait
+        ThreadPoolExecutor(min(cores(), _MAX_THREADS)) as pool,
     ):
         for start in range(0, len(items), _CHUNK):  # a million waiting tasks would take gigabytes
             chunk = items[start : start + _CHUNK]
