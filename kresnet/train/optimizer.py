@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from kresnet.errors import ConfigError
@@ -55,6 +56,18 @@ class _Grouped(keras.optimizers.Optimizer):
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         return grads_and_vars if self.summed else super()._all_reduce_sum_gradients(grads_and_vars)
 
+    def _clip_gradients(self, gradients: Sequence[Any]) -> Sequence[Any]:
+        """Scale all gradients to the largest global norm; nan where one is not finite.
+
+        As Keras does, whose norm keeps every square on the way.
+        """
+        if not self.global_clipnorm:
+            return super()._clip_gradients(gradients)
+        squares = [tf.nn.l2_loss(gradient) for gradient in gradients if gradient is not None]
+        norm = tf.sqrt(2.0 * tf.add_n(squares))
+        factor = tf.minimum(self.global_clipnorm / norm, 1.0) + (norm - norm)
+        return [gradient if gradient is None else gradient * factor for gradient in gradients]
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable with its own rate and decay."""
         # TensorFlow hands over its own variable, which has lost the Keras path.
@@ -70,13 +83,34 @@ class _Grouped(keras.optimizers.Optimizer):
         super().update_step(gradient, variable, learning_rate)
 
 
-class GroupedAdamW(_Grouped, keras.optimizers.Adam):
+class _Adam(keras.optimizers.Adam):
+    """Keras' Adam in TensorFlow's one operation for it, which reads and writes all once."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update one variable."""
+        index = self._get_variable_index(variable)
+        count = tf.cast(self.iterations.value + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=self.beta_1**count,
+            beta2_power=self.beta_2**count,
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
+
+
+class GroupedAdamW(_Grouped, _Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
 
     decoupled = True
 
 
-class GroupedAdam(_Grouped, keras.optimizers.Adam):
+class GroupedAdam(_Grouped, _Adam):
     """Adam with L2 decay in the gradient (Kingma & Ba 2014, arXiv:1412.6980)."""
 
 
