@@ -106,7 +106,7 @@ def test_without_groups_they_are_keras_own(model, name):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6, atol=ADAM)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("adam", marks=pytest.mark.slow)])
 def test_adam_is_that_of_its_paper(model, name):
     rng = np.random.default_rng(6)
     optimizer = optimizer_for(model, name, **OPTIONS | {"weight_decay": 0.1})
