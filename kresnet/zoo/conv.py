@@ -175,8 +175,8 @@ class Conv(keras.layers.Layer):
         }
 
 
-_IN_ONE = ("bfloat16",)
-"""Types in which the sums of `processor.normalize` are as exact as those of the formulas."""
+_IN_ONE = ("float32", "bfloat16")
+"""Types of `processor.normalize`."""
 
 
 class _Statistics:

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from conftest import randomize, relative_error
 
-from kresnet.zoo import ConvNorm, Norm, conv
+from kresnet.zoo import ConvNorm, Norm
 from kresnet.zoo.processor import as_written
 
 SHAPES = [(2, 7, 6, 5), (4, 8, 8, 16), (1, 1, 1, 3), (3, 1, 5, 1), (8, 3, 3, 40)]
@@ -79,20 +79,10 @@ def worst(found, *, names=None):
     return max(value for name, value in found.items() if names is None or name in names)
 
 
-@pytest.fixture
-def in_float32_too(monkeypatch):
-    """Take the one operation in float32, where more digits of it can be looked at."""
-    monkeypatch.setattr(conv, "_IN_ONE", ("float32", "bfloat16"))
-
-
-ANY_TYPE = pytest.mark.usefixtures("in_float32_too")
-
-
-@ANY_TYPE
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_in_float32_it_would_be_exact(shape, compiled, relu):
+def test_in_float32_it_is_exact(shape, compiled, relu):
     x = tf.constant(random(*shape), tf.float32)
     assert worst(errors(x, compiled=compiled, relu=relu)) < 1e-5
 
@@ -140,13 +130,37 @@ def test_of_many_pixels_it_is_as_exact_as_that_of_keras():
         assert ours[name] < 1e-5, name
 
 
-@ANY_TYPE
+def test_of_many_pixels_it_is_as_exact_as_that_of_pytorch():
+    torch = pytest.importorskip("torch")
+    shape = (16, 56, 56, 16)
+    x, gradient = random(*shape).astype("float32"), random(*shape, seed=3).astype("float32")
+
+    def in_torch(dtype):
+        norm = torch.nn.BatchNorm2d(16, eps=1e-5, dtype=dtype)
+        images, back = (torch.tensor(a, dtype=dtype).permute(0, 3, 1, 2) for a in (x, gradient))
+        y = norm(images.requires_grad_())  # channels last, in memory
+        y.backward(back)
+        y, dx = (a.detach().permute(0, 2, 3, 1) for a in (y, images.grad))
+        return [a.numpy() for a in (y, dx, norm.weight.grad, norm.bias.grad)]
+
+    layer = Norm()
+    layer.build(shape)
+    with tf.GradientTape() as tape:
+        images = tf.constant(x)
+        tape.watch(images)
+        y = layer(images, training=True)
+    learned = [images, layer.gamma.value, layer.beta.value]
+    ours = [y, *tape.gradient(y, learned, output_gradients=tf.constant(gradient))]
+    exact, theirs = in_torch(torch.float64), in_torch(torch.float32)
+    for mine, other, known in zip(ours, theirs, exact, strict=True):
+        assert np.abs(mine - known).max() < 1.5 * np.abs(other - known).max()
+
+
 def test_compiled_by_xla_it_is_the_same():
     x = tf.constant(random(2, 7, 6, 5), tf.float32)
     assert worst(errors(x, compiled=True, jit=True)) < 1e-5
 
 
-@ANY_TYPE
 def test_a_mean_that_is_large_beside_the_deviation_costs_no_digits():
     """Variance as mean square minus squared mean would be lost here."""
     x = tf.constant(random(4, 9, 8, 6, mean=3000.0), tf.float32)
@@ -159,7 +173,6 @@ def test_a_mean_that_is_large_beside_the_deviation_costs_no_digits():
     assert worst(found) < 1e-3
 
 
-@ANY_TYPE
 def test_large_and_small_numbers_are_normalised_alike():
     for scale in (1e-3, 1.0, 1e4):
         x = tf.constant(random(2, 7, 6, 5, mean=0.3 * scale, scale=scale), tf.float32)
@@ -211,14 +224,13 @@ def test_on_the_processor_it_is_what_it_is_elsewhere(dtype):
     mine = layers[0](x, training=True)
     with as_written():
         theirs = layers[1](x, training=True)
-    tolerance = 1e-30 if dtype == "float32" else 2.0**-7  # in float32 nothing is another way
+    tolerance = 1e-5 if dtype == "float32" else 2.0**-7
     assert relative_error(tf.cast(mine, "float32"), tf.cast(theirs, "float32")) < tolerance
     for name in ("moving_mean", "moving_variance"):
         error = relative_error(getattr(layers[0], name), getattr(layers[1], name))
         assert error < min(tolerance, 1e-5)
 
 
-@ANY_TYPE
 def test_an_input_of_unknown_size_is_normalised():
     layer = Norm()
     layer.build((None, None, None, 5))
@@ -233,7 +245,6 @@ def test_an_input_of_unknown_size_is_normalised():
         np.testing.assert_allclose(y.std(axis=(0, 1, 2)), 1.0, atol=1e-4)
 
 
-@ANY_TYPE
 def test_second_derivatives_are_those_of_the_formulas():
     """Keras' formulas have another: `tf.nn.moments` takes the mean within the variance as fixed."""
     x = tf.constant(random(2, 4, 3, 5), tf.float32)

@@ -84,11 +84,12 @@ def test_ten_frozen_steps_equal_conv_and_frozen_batch_norm():
 def test_ten_steps_with_learned_statistics_equal_conv_and_batch_norm():
     ours = randomize(build("resnet20_cifar", num_classes=5), seed=2)
     theirs = to_keras(ours)
-    np.testing.assert_allclose(trained(ours, 10), trained(theirs, 10), rtol=2e-3)
+    mine, other = (trained(model, 10, learning_rate=1e-3) for model in (ours, theirs))
+    np.testing.assert_allclose(mine, other, rtol=2e-4)
     mine, other = statistics(ours), statistics(theirs)
     for path, value in mine.items():
         layer, name = path.split("/")
-        np.testing.assert_allclose(value, other[f"{layer}_norm/{name}"], rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(value, other[f"{layer}_norm/{name}"], rtol=2e-3, atol=2e-4)
 
 
 def test_a_step_in_bfloat16_is_as_near_to_float64_as_that_of_keras():
