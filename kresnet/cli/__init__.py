@@ -11,9 +11,11 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+import kresnet
 from kresnet.cli import bench, data, exports, launch, runs, train, tune, zoo
 from kresnet.errors import KresnetError
 
@@ -54,6 +56,22 @@ app.add_typer(zoo.group, name="zoo")
 app.add_typer(data.group, name="data")
 app.add_typer(tune.group, name="study")
 app.add_typer(bench.group, name="bench")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kresnet {kresnet.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

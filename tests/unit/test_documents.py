@@ -3,9 +3,11 @@
 import ast
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -221,6 +223,16 @@ def test_the_newest_change_is_of_this_version():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     changes = text.partition("\n## Changes\n")[2]
     assert re.search(r"^\*\*(\S+)\*\*", changes, re.MULTILINE)[1] == kresnet.__version__
+
+
+def test_the_command_and_the_package_say_the_same_version():
+    import kresnet
+    from kresnet.cli import app
+
+    said = CliRunner().invoke(app, ["--version"])
+    assert (said.exit_code, said.output) == (0, f"kresnet {kresnet.__version__}\n")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == kresnet.__version__
 
 
 @pytest.mark.parametrize(
