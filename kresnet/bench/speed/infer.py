@@ -68,8 +68,8 @@ def _others(options: Options, work: Path, batch: int) -> dict[str, tuple[Contend
     )
     return {
         "keras": (keras,),
-        "onnxruntime": (_own("model.onnx, ONNX Runtime", "onnx", work, batch, ("onnxruntime",)),),
-        "openvino": (_own("model.xml, OpenVINO", "openvino", work, batch, ("openvino",)),),
+        "onnxruntime": (_onnx(work, batch),),
+        "openvino": (_openvino(work, batch),),
         "torchvision": (_torch("torchvision", options, common),),
         "timm": (_torch("timm", options, common),),
     }
@@ -85,9 +85,24 @@ def _saved_model(work: Path, batch: int) -> Contender:
     )
 
 
-def _own(name: str, make: str, work: Path, batch: int, packages: tuple[str, ...]) -> Contender:
-    arguments = {"folder": str(work), "batch": batch, "steps": _steps(batch)}
-    return Contender(f"kresnet {name}", f"{_STEPS}:{make}", {"as exported": arguments}, packages)
+def _onnx(work: Path, batch: int) -> Contender:
+    common = {"folder": str(work), "batch": batch, "steps": _steps(batch)}
+    return Contender(
+        "kresnet model.onnx, ONNX Runtime",
+        f"{_STEPS}:onnx",
+        {"as exported": common},
+        ("onnxruntime",),
+    )
+
+
+def _openvino(work: Path, batch: int) -> Contender:
+    common = {"folder": str(work), "batch": batch, "steps": _steps(batch)}
+    return Contender(
+        "kresnet model.xml, OpenVINO",
+        f"{_STEPS}:openvino",
+        {"its own precision": common, "float32": {**common, "precision": "f32"}},
+        ("openvino",),
+    )
 
 
 def _torch(library: str, options: Options, common: Mapping[str, Any]) -> Contender:

@@ -125,11 +125,12 @@ def onnx(*, folder: str, batch: int, steps: int) -> Work:
     return _work(folder, lambda: session.run(["scores"], {"images": photos})[0], steps)
 
 
-def openvino(*, folder: str, batch: int, steps: int) -> Work:
-    """Run our OpenVINO file on decoded photos, in the precision that OpenVINO chooses."""
+def openvino(*, folder: str, batch: int, steps: int, precision: str | None = None) -> Work:
+    """Run our OpenVINO file on decoded photos, in a precision, or the one that OpenVINO chooses."""
     import openvino as ov
 
-    compiled = ov.Core().compile_model(_version(folder) / "openvino" / "model.xml", "CPU")
+    hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
+    compiled = ov.Core().compile_model(_version(folder) / "openvino" / "model.xml", "CPU", hints)
     photos = np.load(Path(folder) / "photos.npy")[:batch]
     return _work(folder, lambda: compiled({"images": photos})["scores"], steps)
 
