@@ -92,7 +92,7 @@ def check_kresnet(words, known):
     """Return what is wrong with the words after `kresnet`; "" if nothing is."""
     groups = {command[:1] for command in known if len(command) == 2}
     if not words or words[0].startswith("-"):
-        return "" if set(words) <= {"--help"} else f"no such option: {words}"
+        return "" if set(words) <= {"--help", "--version"} else f"no such option: {words}"
     length = 2 if tuple(words[:1]) in groups else 1
     if length == 2 and len(words) == 1:
         return ""  # a group, as in "kresnet bench"
