@@ -57,16 +57,10 @@ class _Grouped(keras.optimizers.Optimizer):
         return grads_and_vars if self.summed else super()._all_reduce_sum_gradients(grads_and_vars)
 
     def _clip_gradients(self, gradients: Sequence[Any]) -> Sequence[Any]:
-        """Scale all gradients to the largest global norm; nan where one is not finite.
-
-        As Keras does, whose norm keeps every square on the way.
-        """
+        """Clip as Keras does, whose global norm keeps every square on the way."""
         if not self.global_clipnorm:
             return super()._clip_gradients(gradients)
-        squares = [tf.nn.l2_loss(gradient) for gradient in gradients if gradient is not None]
-        norm = tf.sqrt(2.0 * tf.add_n(squares))
-        factor = tf.minimum(self.global_clipnorm / norm, 1.0) + (norm - norm)
-        return [gradient if gradient is None else gradient * factor for gradient in gradients]
+        return tf.clip_by_global_norm(gradients, self.global_clipnorm)[0]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable with its own rate and decay."""
