@@ -68,8 +68,8 @@ def _others(options: Options, work: Path, batch: int) -> dict[str, tuple[Contend
     )
     return {
         "keras": (keras,),
-        "onnxruntime": (_onnx(work, batch),),
-        "openvino": (_openvino(work, batch),),
+        "onnxruntime": (_onnx(common),),
+        "openvino": (_openvino(common),),
         "torchvision": (_torch("torchvision", options, common),),
         "timm": (_torch("timm", options, common),),
     }
@@ -85,8 +85,7 @@ def _saved_model(work: Path, batch: int) -> Contender:
     )
 
 
-def _onnx(work: Path, batch: int) -> Contender:
-    common = {"folder": str(work), "batch": batch, "steps": _steps(batch)}
+def _onnx(common: Mapping[str, Any]) -> Contender:
     return Contender(
         "kresnet model.onnx, ONNX Runtime",
         f"{_STEPS}:onnx",
@@ -95,8 +94,7 @@ def _onnx(work: Path, batch: int) -> Contender:
     )
 
 
-def _openvino(work: Path, batch: int) -> Contender:
-    common = {"folder": str(work), "batch": batch, "steps": _steps(batch)}
+def _openvino(common: Mapping[str, Any]) -> Contender:
     return Contender(
         "kresnet model.xml, OpenVINO",
         f"{_STEPS}:openvino",
