@@ -164,6 +164,7 @@ def test_recipes_say_command_machine_time_result_and_source(script):
     assert tuple(fields[1::2]) == FIELDS
     said = dict(zip(fields[1::2], fields[2::2], strict=True))
     assert re.search("cores|GPU", said["Machine"]), said
+    assert "not measured" not in said["Machine"], said
     assert re.search(r"\d", said["Time"]), said
     assert re.search(r"\d", said["Result"]), said
     assert re.search(r"arXiv:\d{4}\.\d{5}|https?://|doi:|kresnet", said["Source"]), said
