@@ -45,6 +45,8 @@ _KINDS: Final = {  # of what is done with activations
     "AddV2": "sums of branches and of gradients",
     "Cast": "casts",
     "MatMul": "gradient of kernels as products, and the head",
+    "BatchMatMulV2": "gradients of biases",
+    "Fill": "gradients of biases",
     "Pad": "padding, pooling, slices",
     "Slice": "padding, pooling, slices",
     "StridedSlice": "padding, pooling, slices",

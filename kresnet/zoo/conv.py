@@ -131,7 +131,11 @@ class Conv(keras.layers.Layer):
                 dilation_rate=self.dilation_rate // step,
                 data_format="channels_last",
             )
-        return x if bias is None else _add_bias(x, ops.cast(bias, self.compute_dtype))
+        if bias is None:
+            return x
+        if learns and on_processor("gradients"):
+            return gradients.add_bias(x, bias)
+        return _add_bias(x, ops.cast(bias, self.compute_dtype))
 
     def _gradient_way(self, x: Any, strides: int, padding: str) -> gradients.Way:
         """Return how to compute the gradient of the kernel for an input `x`."""

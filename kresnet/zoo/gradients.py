@@ -1,10 +1,15 @@
-"""How the gradient of a convolution's kernel is computed: for each shape as was measured fastest.
+"""How the gradients of a convolution's kernel and bias are computed, as was measured fastest.
 
 On processors with AMX, TensorFlow's gradient of a kernel is its slowest convolution: in bfloat16 it
 has a fifth of the speed of the forward one. But it is a product of matrices, one for each tap of
 the kernel: `kernel[i, j] = (pixels that tap i, j sees).T @ dy`. As such it is two to three times
 faster, where what has to be copied for it does not cost more. Forward pass and gradient of the
 input stay TensorFlow's own.
+
+The gradient of a bias is a sum over pixels, and as a product with ones it costs a seventh of what
+TensorFlow adds to the gradient of the kernel for it (11 of 78 ms for 16 images of a ResNet-50 in
+float32, two cores). In bfloat16 TensorFlow's own, where it is not part of the kernel's, also adds
+up in 8 bits: 100,000 pixels of mean .1 and deviation 1 come to a fifth of their sum.
 """
 
 from __future__ import annotations
@@ -156,6 +161,27 @@ def kernel_gradient(
     return _recorded(lambda: compute(x, dy, tuple(shape), strides, padding), (x, dy), back)
 
 
+def add_bias(x: Any, bias: Any) -> Any:
+    """Return `tf.nn.bias_add(x, bias)`, whose bias' gradient is a product for each image.
+
+    Args:
+        x: `(b, h, w, c)`.
+        bias: `(c,)` in float32, the dtype of its gradient; it is rounded to the dtype of `x`.
+    """
+    import tensorflow as tf
+
+    bias = tf.convert_to_tensor(bias)  # of a variable
+
+    def back(dy: Any) -> tuple[Any, Any]:
+        count, height, width = (dy.shape[axis] or tf.shape(dy)[axis] for axis in range(3))
+        pixels = height * width
+        ones = tf.ones((count, 1, pixels), dy.dtype)
+        sums = tf.matmul(ones, tf.reshape(dy, (count, pixels, x.shape[-1])))
+        return dy, tf.reduce_sum(tf.cast(sums, bias.dtype), (0, 1))
+
+    return _recorded(lambda: tf.nn.bias_add(x, tf.cast(bias, x.dtype)), (x, bias), back)
+
+
 def _recorded(
     compute: Callable[[], Any], inputs: tuple[Any, ...], back: Callable[[Any], tuple[Any, ...]]
 ) -> Any:
@@ -171,7 +197,7 @@ def _recorded(
         return compute()
     with record.stop_recording():
         result = compute()
-    record.record_operation("KernelGradient", [result], list(inputs), back)
+    record.record_operation("ConvolutionGradient", [result], list(inputs), back)
     return result
 
 

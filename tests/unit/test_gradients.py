@@ -136,6 +136,36 @@ def test_second_derivatives_inside_of_a_compiled_function(way):
     assert relative_error(twice(x, kernel), outer.gradient(value, kernel)) < 1e-4
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("way", ["matmul", "convolution"])
+def test_the_bias_of_a_layer_learns_the_sum_of_all_pixels(way, dtype, every_way):
+    """100,000 of them, whose sum TensorFlow's BiasAddGrad loses in bfloat16."""
+    every_way(way)
+    layer = ConvNorm(4, 1, frozen=True, dtype={"bfloat16": "mixed_bfloat16"}.get(dtype, dtype))
+    x, upstream = random(32, 56, 56, 3, dtype=dtype), random(32, 56, 56, 4, seed=1, dtype=dtype)
+    layer(x)
+
+    @tf.function(autograph=False)
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            y = layer(x, training=True)
+        return tape.gradient(y, layer.beta.value, output_gradients=upstream)
+
+    expected = tf.reduce_sum(tf.cast(upstream, "float64"), (0, 1, 2))
+    assert relative_error(gradient(x), expected) < {"float32": 1e-6, "bfloat16": 1e-3}[dtype]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_bias_has_the_gradients_of_plain_addition(count):
+    x, bias = random(count, 7, 6, 4), random(4, seed=1)
+    y, mine = learned(gradients.add_bias, x, bias)
+    expected, theirs = learned(lambda x, b: tf.cast(x, "float64") + tf.cast(b, "float64"), x, bias)
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.dtype == tf.float32
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 OPTIONS = [
     {"strides": strides, "padding": padding, **more}
     for (strides, padding), more in product(
