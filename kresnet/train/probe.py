@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from kresnet.data.items import is_url
 from kresnet.data.pipeline import evaluation_batches
 from kresnet.data.scan import Row
 from kresnet.errors import DataError
+from kresnet.machine import cores
 from kresnet.train.kept import Kept, contents_of, key_of, network_of
 from kresnet.zoo import Preprocessing, fold
 from kresnet.zoo.download import kresnet_home
@@ -44,6 +46,8 @@ STRENGTHS = tuple(10.0**power for power in range(-5, 2))
 
 _MOST_KEPT = 2**30  # bytes of features on the disk, those of 130,000 images
 _SOFT_OPTIONS = {"maxiter": 200, "gtol": 1e-4}  # those of scikit-learn's regression
+_COPIES = 2**30  # bytes of features that are copied for regressions at once
+_SEVERAL = 5e5  # images x features from which regressions at once are faster than one by one
 _FIVE_FOLDS = 2e8  # images x features x classes up to which five folds take seconds
 
 
@@ -335,12 +339,17 @@ def held_out_probabilities(
     strength = _choose_strength(z, y, seed=seed)
     if z.size * (int(y.max()) + 1) > _FIVE_FOLDS:
         folds, repeats = min(folds, 5), 1
+    parts = [
+        part
+        for repeat in range(repeats)
+        for part in StratifiedKFold(
+            min(folds, least), shuffle=True, random_state=seed + repeat
+        ).split(z, y)
+    ]
     probabilities = np.zeros((len(y), int(y.max()) + 1))
-    for repeat in range(repeats):
-        parts = StratifiedKFold(min(folds, least), shuffle=True, random_state=seed + repeat)
-        for fit, held in parts.split(z, y):
-            coef, intercept = _regress(z[fit], y[fit], strength)
-            probabilities[held] += softmax(z[held] @ coef.T + intercept, axis=1) / repeats
+    heads = _regressions(z, y, [(fit, strength) for fit, _ in parts])
+    for (_, held), (coef, intercept) in zip(parts, heads, strict=True):
+        probabilities[held] += softmax(z[held] @ coef.T + intercept, axis=1) / repeats
     return probabilities
 
 
@@ -368,31 +377,52 @@ def _choose_strength(z: np.ndarray, y: np.ndarray, *, seed: int) -> float:
     splits = [(np.setdiff1d(np.arange(len(y)), several[k]), several[k]) for _, k in by_fold]
     if z.size * len(counts) > _FIVE_FOLDS:
         splits = splits[:1]
+    tried = [(strength, *split) for strength in STRENGTHS for split in splits]
+    heads = _regressions(z, y, [(fit, strength) for strength, fit, _ in tried])
     losses = [
-        np.mean([_held_out_loss(z, y, fit, held, strength) for fit, held in splits])
-        for strength in STRENGTHS
+        _loss(head, z[held], y[held]) for head, (_, _, held) in zip(heads, tried, strict=True)
     ]
-    return STRENGTHS[int(np.argmin(losses))]
+    means = np.reshape(losses, (len(STRENGTHS), -1)).mean(axis=1)
+    return STRENGTHS[int(np.argmin(means))]
 
 
-def _held_out_loss(
-    z: np.ndarray, y: np.ndarray, fit: np.ndarray, held: np.ndarray, strength: float
-) -> float:
-    coef, intercept = _regress(z[fit], y[fit], strength)
-    log_p = log_softmax(z[held] @ coef.T + intercept, axis=1)
-    return float(-log_p[np.arange(len(held)), y[held]].mean())
+def _loss(head: tuple[np.ndarray, np.ndarray], z: np.ndarray, y: np.ndarray) -> float:
+    coef, intercept = head
+    log_p = log_softmax(z @ coef.T + intercept, axis=1)
+    return float(-log_p[np.arange(len(y)), y].mean())
+
+
+def _regressions(
+    z: np.ndarray, y: np.ndarray, tasks: Sequence[tuple[np.ndarray | slice, float]]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return what `_regress` does for each task: places of `z` and `y`, and a strength.
+
+    Small products gain nothing by threads, and lose ten times where others use the cores, too. So
+    each is computed by one thread, and several regressions are at once; the smallest lose by that.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+
+    small = z.size * (int(y.max()) + 1) < _FIVE_FOLDS
+    several = small and z.size > _SEVERAL
+    at_once = min(cores(), max(1, _COPIES // z.nbytes)) if several else 1
+    with (
+        warnings.catch_warnings(),
+        threadpool_limits(1 if small else None),
+        ThreadPoolExecutor(at_once) as pool,
+    ):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest strengths may not end
+        return list(pool.map(lambda task: _fit(z[task[0]], y[task[0]], task[1]), tasks))
 
 
 def _regress(z: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """Return coefficients `(classes, c)` and intercepts `(classes,)`."""
-    from sklearn.exceptions import ConvergenceWarning
+    return _regressions(z, y, [(slice(None), strength)])[0]
+
+
+def _fit(z: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression
 
-    # Small products gain nothing by threads, and lose ten times where others use the cores, too.
-    threads = 1 if z.size * (int(y.max()) + 1) < _FIVE_FOLDS else None
-    with warnings.catch_warnings(), threadpool_limits(threads):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest strengths may not end
-        model = LogisticRegression(C=strength, max_iter=200).fit(z, y)
+    model = LogisticRegression(C=strength, max_iter=200).fit(z, y)
     if len(model.coef_) > 1:
         return model.coef_, model.intercept_
     # Two classes come as one logit; as two they are its halves.

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
+from kresnet.train import probe
 from kresnet.train.probe import (
     Frozen,
     Heads,
@@ -12,6 +14,7 @@ from kresnet.train.probe import (
     _regress,
     _regress_soft,
     fit_head,
+    held_out_probabilities,
     views_of,
 )
 
@@ -180,3 +183,17 @@ def test_a_view_is_the_evaluation_of_another_part(tmp_path, crop_pct):
     np.testing.assert_array_equal(seen[View("narrow")], next(iter(narrow))[0])
     images = [array.numpy().tobytes() for array in seen.values()]
     assert len(set(images)) == 6
+
+
+def test_regressions_at_once_are_those_one_by_one(monkeypatch):
+    rng = np.random.default_rng(4)
+    y = rng.integers(0, 3, 900).astype(np.int32)
+    x = (rng.normal(size=(900, 600)) + 0.1 * y[:, None]).astype(np.float32)
+    limits = [pool["num_threads"] for pool in threadpool_info()]
+    heads = []
+    for cores in (1, 3):
+        monkeypatch.setattr(probe, "cores", lambda cores=cores: cores)
+        heads.append((*fit_head(x, y, seed=0), held_out_probabilities(x, y, seed=0, folds=3)))
+    for one, several in zip(*heads, strict=True):
+        np.testing.assert_array_equal(one, several)
+    assert [pool["num_threads"] for pool in threadpool_info()] == limits
