@@ -1,11 +1,12 @@
-"""Say where the time of a training step goes: kinds of operations, and the rate of convolutions.
+"""Say where the time of a training step, or of a SavedModel's answer, goes, and at which rate.
 
     python -m kresnet.bench.profile --norms frozen
     python -m kresnet.bench.profile --norms trainable --precision bfloat16
+    python -m kresnet.bench.profile --export saved_models/flowers/1 --batch-size 1
 
-Operations run one at a time here, each on all cores, so that their times add up; a training runs
-several at a time. TensorFlow's profiler tells how long each took; told are means over some steps.
-The limit is the mean rate of a 3x3 convolution of 256 channels in the same precision, called
+Operations run one at a time here, each on all cores, so that their times add up; else TensorFlow
+runs several at a time. TensorFlow's profiler tells how long each took; told are means over some
+turns. The limit is the mean rate of a 3x3 convolution of 256 channels in the same precision, called
 between the steps: others who use the cores take the same share of it as of them.
 """
 
@@ -21,18 +22,24 @@ from pathlib import Path
 from statistics import mean
 from typing import Final
 
+import numpy as np
 import tensorflow as tf
 
 from kresnet.bench.speed.limits import convolution
 from kresnet.bench.speed.work import seconds_of
 from kresnet.bench.step import drawn, training_step
 from kresnet.errors import ResourceError
+from kresnet.export.contract import Contract
 from kresnet.machine import cores, processor
+from kresnet.zoo import measure
+from kresnet.zoo.variants import variant_config
 
 BETWEEN: Final = "between operations, and the call"
+CONVOLUTIONS: Final = "forward, with what is fused to it"
 
 _WARM_UP: Final = 2
 _CALLS: Final = 8  # of the convolution after each step
+_PHOTO: Final = (256, 341)  # height and width
 _CONVOLUTIONS: Final = {
     "Conv2D": "forward",
     "Conv2DBackpropInput": "gradient of inputs",
@@ -55,6 +62,18 @@ _KINDS: Final = {  # of what is done with activations
     "MaxPoolGrad": "padding, pooling, slices",
 }
 
+_PARTS: Final = {  # of an answer
+    "ScaleAndTranslate": "preparing the photos",
+    "Cast": "preparing the photos",
+    "Sub": "preparing the photos",
+    "RealDiv": "preparing the photos",
+    "FusedMatMul": "the head",
+    "MatMul": "the head",
+    "MaxPool": "pooling and padding",
+    "Mean": "pooling and padding",
+    "Pad": "pooling and padding",
+}
+
 
 def main() -> None:
     """Print a Markdown table."""
@@ -65,8 +84,14 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224, help="side of the images")
     parser.add_argument("--batch-size", type=int, default=32, help="images a step")
     parser.add_argument("--turns", type=int, default=5, help="steps")
+    parser.add_argument("--export", type=Path, help="a version's directory: profile its answers")
     options = parser.parse_args()
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    print(f"{processor()}, {cores()} cores, TensorFlow {tf.__version__}; {options.turns} turns")
+    (_print_answers if options.export else _print_step)(options)
+
+
+def _print_step(options: argparse.Namespace) -> None:
     step = training_step(options.variant, options.norms, options.image_size, options.precision)
     batch = drawn(options.batch_size, options.image_size)
     graph = step.get_concrete_function().graph  # type: ignore[attr-defined]
@@ -74,16 +99,36 @@ def main() -> None:
     turns, called = traced(lambda: step(*batch).numpy(), compute, options.turns)
     limit = work / mean(called) / 1e9
     print(
-        f"{processor()}, {cores()} cores, TensorFlow {tf.__version__}; {options.variant}, norms "
-        f"{options.norms}, {options.precision}, {options.batch_size} images of "
-        f"{options.image_size} px; means of {len(turns)} steps; limit {limit:.0f} GFLOP/s\n"
+        f"{options.variant}, norms {options.norms}, {options.precision}, {options.batch_size} "
+        f"images of {options.image_size} px; limit {limit:.0f} GFLOP/s\n"
     )
     flop = flop_by_kind(graph, options.batch_size, turns[0])
     print(table(seconds_by_kind(graph, turns), flop, limit))
 
 
+def _print_answers(options: argparse.Namespace) -> None:
+    contract = Contract.load(options.export)
+    serve = tf.saved_model.load(str(options.export)).signatures["serving_default"]
+    rng = np.random.default_rng(0)
+    photos = tf.constant(rng.integers(0, 256, (options.batch_size, *_PHOTO, 3)), tf.uint8)
+    compute, work = convolution(contract.precision)
+    turns, called = traced(
+        lambda: serve(images=photos)["scores"].numpy(), compute, options.turns, calls=1
+    )
+    limit = work / mean(called) / 1e9
+    side = contract.preprocessing.image_size
+    print(
+        f"{contract.variant}, {contract.precision}, {options.batch_size} photos of "
+        f"{_PHOTO[1]} x {_PHOTO[0]} px, prepared for {side} px; limit {limit:.0f} GFLOP/s\n"
+    )
+    config = variant_config(contract.variant)
+    size = measure(config, image_size=side, num_classes=len(contract.classes))
+    flop = {CONVOLUTIONS: 2.0 * size.macs * options.batch_size}
+    print(table(seconds_of_answers(turns), flop, limit))
+
+
 def traced(
-    step: Callable[[], object], beside: Callable[[], object], turns: int
+    step: Callable[[], object], beside: Callable[[], object], turns: int, calls: int = _CALLS
 ) -> tuple[list[dict[str, float]], list[float]]:
     """Run steps under TensorFlow's profiler, and something else between them without it.
 
@@ -91,6 +136,7 @@ def traced(
         step: Returns when all is computed.
         beside: What is called some times after each; it, too.
         turns: Steps; those before, which warm up, are not traced.
+        calls: Of `beside` after each step.
 
     Returns:
         For each step, the seconds of every operation as `name:type`, and of what is `BETWEEN`
@@ -108,7 +154,7 @@ def traced(
                 taken = time.perf_counter() - started
             seconds = _operations(Path(folder))
         found.append(seconds | {BETWEEN: max(0.0, taken - sum(seconds.values()))})
-        called += [seconds_of(beside) for _ in range(_CALLS)]
+        called += [seconds_of(beside) for _ in range(calls)]
     return found, called
 
 
@@ -146,6 +192,21 @@ def seconds_by_kind(graph: tf.Graph, turns: Sequence[Mapping[str, float]]) -> di
     for turn in turns:
         for name, seconds in turn.items():
             found[name if name == BETWEEN else kind_of(graph, name)] += seconds / len(turns)
+    return dict(found)
+
+
+def seconds_of_answers(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the seconds of each kind in an answer of a SavedModel, the mean of the turns.
+
+    Args:
+        turns: From `traced`.
+    """
+    found: dict[str, float] = defaultdict(float)
+    for turn in turns:
+        for name, seconds in turn.items():
+            ran = name.rpartition(":")[2].removeprefix("_Mkl").removeprefix("Native")
+            kind = CONVOLUTIONS if "Conv2D" in ran else _PARTS.get(ran, "all else")
+            found[BETWEEN if name == BETWEEN else kind] += seconds / len(turns)
     return dict(found)
 
 

@@ -52,6 +52,20 @@ def test_every_kind_of_convolution_is_timed_and_nothing_is_counted_twice(traced)
         assert len(ran) == 9  # of three blocks, with two shortcuts, and the stem
 
 
+def test_an_answers_convolutions_are_told_apart_from_its_photos():
+    turns = [
+        {"a:_MklNativePadWithFusedConv2D": 3.0, "b:_MklNativeFusedConv2D": 1.0, "c:Pad": 0.5},
+        {"b:Conv2D": 2.0, "d:ScaleAndTranslate": 1.0, "e:SelectV2": 0.25, profile.BETWEEN: 0.5},
+    ]
+    assert profile.seconds_of_answers(turns) == {
+        profile.CONVOLUTIONS: 3.0,
+        "pooling and padding": 0.25,
+        "preparing the photos": 0.5,
+        "all else": 0.125,
+        profile.BETWEEN: 0.25,
+    }
+
+
 def test_the_table_tells_rates_of_what_is_arithmetic():
     seconds = {"forward, 3 x 3": 0.5, "optimizer": 0.3, profile.BETWEEN: 0.2}
     lines = profile.table(seconds, {"forward, 3 x 3": 60e9}, 240.0).splitlines()
