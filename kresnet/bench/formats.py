@@ -11,7 +11,6 @@ printed, and the ratio to the SavedModel is the median of the ratios of neighbou
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from kresnet.errors import ConfigError
 from kresnet.export.contract import Contract
 from kresnet.export.reference import prepared_pixels
 from kresnet.export.versions import latest_version
+from kresnet.machine import cores
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -100,7 +100,7 @@ def _openvino(hint: str | None) -> Callable[[str], Run]:
 def _litert(path: str) -> Run:
     from ai_edge_litert.interpreter import Interpreter
 
-    runner = Interpreter(path, num_threads=os.cpu_count()).get_signature_runner("serving_default")
+    runner = Interpreter(path, num_threads=cores()).get_signature_runner("serving_default")
     return lambda images: runner(images=images)["scores"]
 
 
@@ -135,7 +135,7 @@ def main() -> None:
         contract,
         max(options.rounds // 5, 3),
     )
-    print(f"{directory}, {len(rows)} labelled images, {os.cpu_count()} processors\n")
+    print(f"{directory}, {len(rows)} labelled images, {cores()} cores\n")
     print(
         f"| file | MB | 1 image, ms | times SavedModel's speed | {options.batch} images, images/s "
         "| top-1 as SavedModel | max dp | accuracy |\n|---|---|---|---|---|---|---|---|"

@@ -106,8 +106,12 @@ def test_without_groups_they_are_keras_own(model, name):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6, atol=ADAM)
 
 
-@pytest.mark.parametrize("name", ["adamw", pytest.param("adam", marks=pytest.mark.slow)])
-def test_adam_is_that_of_its_paper(model, name):
+def compare_with_paper(model, name, step_of):
+    """Compare three updates with `x -= 0.02 * step_of(path, x, m, v, t)` in float64.
+
+    m and v are the running means of the gradient and of its square, not yet corrected for t.
+    The decay of "adam" is a part of its gradient.
+    """
     rng = np.random.default_rng(6)
     optimizer = optimizer_for(model, name, **OPTIONS | {"weight_decay": 0.1})
     optimizer.learning_rate = 0.02
@@ -119,38 +123,34 @@ def test_adam_is_that_of_its_paper(model, name):
         gradients = {path: rng.normal(size=a.shape) for path, a in x.items()}
         apply([tf.constant(gradients[v.path], tf.float32) for v in variables])
         for path, g in gradients.items():
-            decay = 0.1 * x[path] if path.endswith("kernel") else 0.0
-            g = g + (decay if name == "adam" else 0.0)
+            if name == "adam" and path.endswith("kernel"):
+                g = g + 0.1 * x[path]
             m[path] = 0.9 * m[path] + 0.1 * g
             square[path] = 0.999 * square[path] + 0.001 * g * g
-            factor = np.sqrt(1 - 0.999**t) / (1 - 0.9**t)  # the order at the end of section 2
-            r = factor * m[path] / (np.sqrt(square[path]) + 1e-7)
-            x[path] -= 0.02 * (r + (decay if name == "adamw" else 0.0))
+            x[path] -= 0.02 * step_of(path, x[path], m[path], square[path], t)
     for v in variables:
         np.testing.assert_allclose(v.numpy(), x[v.path], rtol=1e-5, atol=1e-5, err_msg=v.path)
 
 
+@pytest.mark.parametrize("name", ["adamw", pytest.param("adam", marks=pytest.mark.slow)])
+def test_adam_is_that_of_its_paper(model, name):
+    def step_of(path, x, m, v, t):
+        factor = np.sqrt(1 - 0.999**t) / (1 - 0.9**t)  # the order at the end of section 2
+        decay = 0.1 * x if name == "adamw" and path.endswith("kernel") else 0.0
+        return factor * m / (np.sqrt(v) + 1e-7) + decay
+
+    compare_with_paper(model, name, step_of)
+
+
 def test_lamb_is_algorithm_2_of_its_paper(model):
-    rng = np.random.default_rng(5)
-    optimizer = optimizer_for(model, "lamb", **OPTIONS | {"weight_decay": 0.1})
-    optimizer.learning_rate = 0.02
-    variables = model.trainable_variables
-    x = {v.path: v.numpy().astype("float64") for v in variables}
-    m, square = ({path: np.zeros_like(a) for path, a in x.items()} for _ in range(2))
-    apply = tf.function(lambda gradients: optimizer.apply(gradients, variables))
-    for t in (1, 2, 3):
-        gradients = {path: rng.normal(size=a.shape) for path, a in x.items()}
-        apply([tf.constant(gradients[v.path], tf.float32) for v in variables])
-        for path, g in gradients.items():
-            m[path] = 0.9 * m[path] + 0.1 * g
-            square[path] = 0.999 * square[path] + 0.001 * g * g
-            r = (m[path] / (1 - 0.9**t)) / (np.sqrt(square[path] / (1 - 0.999**t)) + 1e-6)
-            if path.endswith("kernel"):
-                r += 0.1 * x[path]
-                r *= np.linalg.norm(x[path]) / np.linalg.norm(r)
-            x[path] -= 0.02 * r
-    for v in variables:
-        np.testing.assert_allclose(v.numpy(), x[v.path], rtol=1e-3, atol=1e-5, err_msg=v.path)
+    def step_of(path, x, m, v, t):
+        r = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6)
+        if not path.endswith("kernel"):
+            return r
+        r += 0.1 * x
+        return r * np.linalg.norm(x) / np.linalg.norm(r)
+
+    compare_with_paper(model, "lamb", step_of)
 
 
 def test_l1_pulls_kernels_by_a_constant(model):

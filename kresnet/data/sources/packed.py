@@ -21,6 +21,7 @@ from kresnet.data import remote
 from kresnet.data.items import SPLITS, Item
 from kresnet.data.sources import Listing
 from kresnet.errors import DataError, KresnetError
+from kresnet.machine import cores
 
 if TYPE_CHECKING:
     from kresnet.data.examine import Facts
@@ -167,7 +168,7 @@ def check_shards(root: str, stated: Sequence[Mapping[str, Any]]) -> None:
             return f"unreadable ({error.strerror})"
         return "" if length == one["bytes"] else f"{length} bytes long, not {one['bytes']}"
 
-    threads = remote.READERS if remote.is_url(root) else min(os.cpu_count() or 1, 8)
+    threads = remote.READERS if remote.is_url(root) else min(cores(), 8)
     with ThreadPoolExecutor(threads) as pool:
         for one, reason in zip(stated, pool.map(wrong, stated), strict=True):
             if reason:
