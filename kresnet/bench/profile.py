@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Final
@@ -29,7 +30,7 @@ from kresnet.bench.speed.limits import convolution
 from kresnet.bench.speed.work import seconds_of
 from kresnet.bench.step import drawn, training_step
 from kresnet.errors import ResourceError
-from kresnet.export.contract import Contract
+from kresnet.export.contract import Contract, Precision
 from kresnet.machine import cores, processor
 from kresnet.zoo import measure
 from kresnet.zoo.variants import variant_config
@@ -95,15 +96,13 @@ def _print_step(options: argparse.Namespace) -> None:
     step = training_step(options.variant, options.norms, options.image_size, options.precision)
     batch = drawn(options.batch_size, options.image_size)
     graph = step.get_concrete_function().graph  # type: ignore[attr-defined]
-    compute, work = convolution(options.precision)
-    turns, called = traced(lambda: step(*batch).numpy(), compute, options.turns)
-    limit = work / mean(called) / 1e9
+    turns, limit = _with_limit(lambda: step(*batch).numpy(), options.precision, options.turns)
     print(
         f"{options.variant}, norms {options.norms}, {options.precision}, {options.batch_size} "
         f"images of {options.image_size} px; limit {limit:.0f} GFLOP/s\n"
     )
     flop = flop_by_kind(graph, options.batch_size, turns[0])
-    print(table(seconds_by_kind(graph, turns), flop, limit))
+    print(table(seconds_by_kind(turns, partial(kind_of, graph)), flop, limit))
 
 
 def _print_answers(options: argparse.Namespace) -> None:
@@ -111,11 +110,9 @@ def _print_answers(options: argparse.Namespace) -> None:
     serve = tf.saved_model.load(str(options.export)).signatures["serving_default"]
     rng = np.random.default_rng(0)
     photos = tf.constant(rng.integers(0, 256, (options.batch_size, *_PHOTO, 3)), tf.uint8)
-    compute, work = convolution(contract.precision)
-    turns, called = traced(
-        lambda: serve(images=photos)["scores"].numpy(), compute, options.turns, calls=1
+    turns, limit = _with_limit(
+        lambda: serve(images=photos)["scores"].numpy(), contract.precision, options.turns
     )
-    limit = work / mean(called) / 1e9
     side = contract.preprocessing.image_size
     print(
         f"{contract.variant}, {contract.precision}, {options.batch_size} photos of "
@@ -124,11 +121,20 @@ def _print_answers(options: argparse.Namespace) -> None:
     config = variant_config(contract.variant)
     size = measure(config, image_size=side, num_classes=len(contract.classes))
     flop = {CONVOLUTIONS: 2.0 * size.macs * options.batch_size}
-    print(table(seconds_of_answers(turns), flop, limit))
+    print(table(seconds_by_kind(turns, part_of), flop, limit))
+
+
+def _with_limit(
+    step: Callable[[], object], precision: Precision, turns: int
+) -> tuple[list[dict[str, float]], float]:
+    """Return the turns of `traced`, and the limit in GFLOP/s."""
+    compute, work = convolution(precision)
+    found, called = traced(step, compute, turns)
+    return found, work / mean(called) / 1e9
 
 
 def traced(
-    step: Callable[[], object], beside: Callable[[], object], turns: int, calls: int = _CALLS
+    step: Callable[[], object], beside: Callable[[], object], turns: int
 ) -> tuple[list[dict[str, float]], list[float]]:
     """Run steps under TensorFlow's profiler, and something else between them without it.
 
@@ -136,7 +142,6 @@ def traced(
         step: Returns when all is computed.
         beside: What is called some times after each; it, too.
         turns: Steps; those before, which warm up, are not traced.
-        calls: Of `beside` after each step.
 
     Returns:
         For each step, the seconds of every operation as `name:type`, and of what is `BETWEEN`
@@ -154,7 +159,7 @@ def traced(
                 taken = time.perf_counter() - started
             seconds = _operations(Path(folder))
         found.append(seconds | {BETWEEN: max(0.0, taken - sum(seconds.values()))})
-        called += [seconds_of(beside) for _ in range(calls)]
+        called += [seconds_of(beside) for _ in range(_CALLS)]
     return found, called
 
 
@@ -181,33 +186,32 @@ def _operations(folder: Path) -> dict[str, float]:
     return dict(seconds)
 
 
-def seconds_by_kind(graph: tf.Graph, turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the seconds of each kind in a step, the mean of the turns.
+def seconds_by_kind(
+    turns: Sequence[Mapping[str, float]], kind: Callable[[str], str]
+) -> dict[str, float]:
+    """Return the seconds of each kind in a turn, the mean of all.
 
     Args:
-        graph: Of the step.
         turns: From `traced`.
+        kind: Of an operation as `name:type`; of a step, `kind_of` with its graph, and of an answer
+            `part_of`.
     """
     found: dict[str, float] = defaultdict(float)
     for turn in turns:
         for name, seconds in turn.items():
-            found[name if name == BETWEEN else kind_of(graph, name)] += seconds / len(turns)
+            found[name if name == BETWEEN else kind(name)] += seconds / len(turns)
     return dict(found)
 
 
-def seconds_of_answers(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the seconds of each kind in an answer of a SavedModel, the mean of the turns.
+def part_of(name: str) -> str:
+    """Return the kind of an operation in an answer of a SavedModel, `name:type`."""
+    ran = _type_of(name)
+    return CONVOLUTIONS if "Conv2D" in ran else _PARTS.get(ran, "all else")
 
-    Args:
-        turns: From `traced`.
-    """
-    found: dict[str, float] = defaultdict(float)
-    for turn in turns:
-        for name, seconds in turn.items():
-            ran = name.rpartition(":")[2].removeprefix("_Mkl").removeprefix("Native")
-            kind = CONVOLUTIONS if "Conv2D" in ran else _PARTS.get(ran, "all else")
-            found[BETWEEN if name == BETWEEN else kind] += seconds / len(turns)
-    return dict(found)
+
+def _type_of(name: str) -> str:
+    """Return what TensorFlow ran, whichever library computed it."""
+    return name.rpartition(":")[2].removeprefix("_Mkl").removeprefix("Native")
 
 
 def kind_of(graph: tf.Graph, name: str) -> str:
@@ -217,8 +221,7 @@ def kind_of(graph: tf.Graph, name: str) -> str:
         graph: Of the step, before TensorFlow rewrites it.
         name: `name:type`, as it was run.
     """
-    name, _, ran = name.rpartition(":")
-    ran = ran.removeprefix("_Mkl").removeprefix("Native")
+    name, ran = name.rpartition(":")[0], _type_of(name)
     if "/" in name and "adam" in name.partition("/")[0]:
         return "optimizer"
     if "Conv2D" in ran:

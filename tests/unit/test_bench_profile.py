@@ -1,6 +1,7 @@
 """The profile of a step counts every convolution, and each second once."""
 
 import time
+from functools import partial
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_arithmetic_is_that_of_the_network(traced):
 
 def test_every_kind_of_convolution_is_timed_and_nothing_is_counted_twice(traced):
     graph, turns = traced
-    seconds = profile.seconds_by_kind(graph, turns)
+    seconds = profile.seconds_by_kind(turns, partial(profile.kind_of, graph))
     assert all(value >= 0 for value in seconds.values())
     for kind in profile.flop_by_kind(graph, BATCH, turns[0]):
         if "kernels" not in kind:  # which may be computed as products
@@ -57,7 +58,7 @@ def test_an_answers_convolutions_are_told_apart_from_its_photos():
         {"a:_MklNativePadWithFusedConv2D": 3.0, "b:_MklNativeFusedConv2D": 1.0, "c:Pad": 0.5},
         {"b:Conv2D": 2.0, "d:ScaleAndTranslate": 1.0, "e:SelectV2": 0.25, profile.BETWEEN: 0.5},
     ]
-    assert profile.seconds_of_answers(turns) == {
+    assert profile.seconds_by_kind(turns, profile.part_of) == {
         profile.CONVOLUTIONS: 3.0,
         "pooling and padding": 0.25,
         "preparing the photos": 0.5,
