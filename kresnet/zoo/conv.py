@@ -133,9 +133,8 @@ class Conv(keras.layers.Layer):
             )
         if bias is None:
             return x
-        if learns and on_processor("gradients"):
-            return gradients.add_bias(x, bias)
-        return _add_bias(x, ops.cast(bias, self.compute_dtype))
+        add = gradients.add_bias if learns and on_processor("gradients") else _add_bias
+        return add(x, bias)
 
     def _gradient_way(self, x: Any, strides: int, padding: str) -> gradients.Way:
         """Return how to compute the gradient of the kernel for an input `x`."""
@@ -371,6 +370,7 @@ def strided(shape: Sequence[int | None], strides: int, filters: int) -> tuple[in
 
 def _add_bias(x: Any, bias: Any) -> Any:
     """Add a bias to each channel; on TensorFlow with the op that fuses into the convolution."""
+    bias = ops.cast(bias, x.dtype)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
