@@ -20,6 +20,7 @@ class Precision(StrEnum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+    int8 = "int8"
 
 
 def export(
@@ -34,8 +35,8 @@ def export(
     precision: Annotated[
         Precision,
         typer.Option(
-            help="What the SavedModel computes in: bfloat16 is for processors with AMX, "
-            "and moves probabilities by about .01."
+            help="What the SavedModel computes in. bfloat16 is for processors with AMX, and moves "
+            "probabilities by about .01; int8, for those with VNNI or AMX, by more, and is fastest."
         ),
     ] = Precision.float32,
     max_accuracy_loss: Annotated[

@@ -17,7 +17,6 @@ from kresnet.data import pixels
 from kresnet.export.contract import Contract
 from kresnet.export.golden import Golden
 from kresnet.export.servable import with_features
-from kresnet.zoo import with_dtype
 
 Input = Literal["pixels", "prepared pixels"]
 
@@ -32,10 +31,10 @@ class Sample(NamedTuple):
 
 
 class Reference:
-    """Answers of the Keras model in float32, neither folded nor converted.
+    """Answers of a Keras model: the one to be exported in float32, neither folded nor converted.
 
     Args:
-        model: Gives logits.
+        model: Gives logits from its layers "pool" and "head", in float32.
         contract: Preprocessing and temperature.
         samples: Real images.
         goldens: The images stored in the export.
@@ -48,14 +47,12 @@ class Reference:
         samples: Sequence[Sample],
         goldens: Sequence[Golden],
     ) -> None:
-        self._model = with_dtype(model, "float32")
+        self.model = model
         self._contract = contract
         self.samples = tuple(samples)
         self.goldens = tuple(goldens)
         self._run = tf.function(
-            lambda images: tf.nn.softmax(
-                self._model(images, training=False) / contract.temperature
-            ),
+            lambda images: tf.nn.softmax(self.model(images, training=False) / contract.temperature),
             input_signature=[tf.TensorSpec((None, *self._shape), tf.float32)],
         )
 
@@ -106,10 +103,10 @@ class Reference:
         float32 `(n, g, g)` in 0..1 (Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2).
         """
         images = tf.stack(self._prepared_goldens)
-        features, _ = with_features(self._model)(images, training=False)
+        features, _ = with_features(self.model)(images, training=False)
         with tf.GradientTape() as tape:
             tape.watch(features)
-            logits = self._model.get_layer("head")(self._model.get_layer("pool")(features))
+            logits = self.model.get_layer("head")(self.model.get_layer("pool")(features))
             best = tf.reduce_max(logits, axis=1)
         weights = tf.reduce_mean(tape.gradient(best, features), axis=(1, 2), keepdims=True)
         heat = tf.nn.relu(tf.reduce_sum(weights * features, axis=3))

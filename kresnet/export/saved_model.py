@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from kresnet.errors import ExportError
 from kresnet.export.contract import Contract
+from kresnet.export.integers import Integers
 from kresnet.export.servable import Servable
 from kresnet.zoo import fold
 
@@ -18,13 +19,20 @@ GRAPHS_BYTES: Final = 8_000_000
 """What a version may take besides its weights: four graphs, golden images, warm-up requests."""
 
 
-def write_saved_model(model: keras.Model, contract: Contract, directory: Path) -> None:
+def write_saved_model(
+    model: keras.Model,
+    contract: Contract,
+    directory: Path,
+    *,
+    network: keras.Model | None = None,
+) -> None:
     """Write graph, weights and labels.
 
     Args:
         model: Gives logits; from `kresnet.build`.
         contract: Labels, preprocessing, temperature, threshold, precision.
         directory: An existing directory; the files go right into it.
+        network: What is written of the model; None folds it. In int8, from `integers.in_integers`.
 
     Raises:
         ExportError: A label has line breaks, or the model is not of kresnet's form.
@@ -34,8 +42,8 @@ def write_saved_model(model: keras.Model, contract: Contract, directory: Path) -
         raise ExportError(f"A label must be one line. Received: {names[0]!r}. Rename that class.")
     labels = directory / "labels.txt"
     labels.write_text("\n".join(contract.classes) + "\n", encoding="utf-8")
-    folded = fold(model, dtype=contract.precision, portable=False)
-    servable = Servable(folded, contract, labels)
+    network = network or fold(model, dtype=contract.precision, portable=False)
+    servable = Servable(network, contract, labels)
     tf.saved_model.save(
         servable,
         str(directory),
@@ -51,7 +59,7 @@ def write_saved_model(model: keras.Model, contract: Contract, directory: Path) -
     updater.replace_method_name("classify", "tensorflow/serving/classify")
     updater.save()
     labels.unlink()  # the copy under assets/ stays
-    _check_size(directory, folded)
+    _check_size(directory, network)
 
 
 def size_of_saved_model(directory: Path) -> int:
@@ -65,7 +73,7 @@ def _check_size(directory: Path, model: keras.Model) -> None:
     stored = size_of_saved_model(directory)
     needed = sum(
         tf.as_dtype(variable.dtype).size * math.prod(variable.shape) for variable in model.variables
-    )
+    ) + sum(layer.constants for layer in model.layers if isinstance(layer, Integers))
     if stored > 1.1 * needed + GRAPHS_BYTES:
         raise ExportError(
             f"An export stores each weight once. Received: {stored} bytes for {needed} bytes of "

@@ -63,7 +63,7 @@ class Version:
         return (
             f"{self.path.parent.name} {self.number}{copy}  {self.created}  {contract.variant}, "
             f"{len(contract.classes)} classes"
-            + (", bfloat16" if contract.precision == "bfloat16" else "")
+            + ("" if contract.precision == "float32" else f", {contract.precision}")
         )
 
     def table(self) -> str:

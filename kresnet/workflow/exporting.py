@@ -69,7 +69,7 @@ def export_run(
         int8: Make 8-bit files too.
         precision: What the SavedModel computes in. "bfloat16" is for processors with AMX, where it
             is several times as fast; it moves probabilities by about 1e-2, and other processors
-            are slower with it.
+            are slower with it. "int8" is for x86 processors with VNNI or AMX, and moves them more.
         max_accuracy_loss: What 8 bits, or bfloat16, may cost on the validation images, in
             percentage points.
         exports: Folder of the exports; None is where the run's own export is.
@@ -106,7 +106,7 @@ def export_run(
         raise ConfigError(f"A run on photos can be exported. Received: {path}, and {ARRAYS}.")
     restore(run)
     rows = _spread(run, _MOST_SAMPLES)
-    calibration = _spread(run, _CALIBRATION, "train") if int8 else []
+    calibration = _spread(run, _CALIBRATION, "train") if int8 or precision == "int8" else []
     paths = dict.fromkeys(row.path for row in (*rows, *calibration))
     lost = [path for path in paths if not exists(path)]
     if lost:
