@@ -44,7 +44,7 @@ def test_train(tmp_path):
     assert [row["failed"] for row in frozen["rows"] + learning["rows"]] == [None] * 6
     assert {name for name in found["limits"]} == {
         "product float32 GFLOP/s", "product bfloat16 GFLOP/s", "convolution float32 GFLOP/s",
-        "convolution bfloat16 GFLOP/s", "copy GB/s",
+        "convolution bfloat16 GFLOP/s", "convolution int8 GFLOP/s", "copy GB/s",
     }  # fmt: skip
     for row in frozen["rows"]:
         assert 0 < row["share_of_limit"] < 1
@@ -79,8 +79,13 @@ def test_infer(tmp_path):
     groups, _ = measured("infer", tmp_path, against=peers)
     assert [group["unit"] for group in groups] == ["ms", "images/s"]
     for group in groups:
-        assert len(group["rows"]) == 5
-        for row in group["rows"]:
+        assert len(group["rows"]) == 6
+        integers = group["rows"][0]
+        assert (integers["name"], integers["setting"]) == (
+            "kresnet SavedModel in int8, TensorFlow", "int8",
+        )  # fmt: skip
+        assert 1e-4 < integers["facts"]["differs_by"] < 0.5
+        for row in group["rows"][1:]:
             assert row["failed"] is None
             # OpenVINO may compute in bfloat16, others do where it is faster; other weights would
             # differ by more.

@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from kresnet.bench.speed import coldstart, results, topics
+from kresnet.bench.speed.limits import INTEGERS
 from kresnet.bench.speed.pictures import written
 from kresnet.bench.speed.rotation import Contender, Failed, Outcome, Process, once, rotate
 from kresnet.bench.speed.topics import PEERS, Demand, Group, Options
@@ -203,14 +204,14 @@ def test_rows_have_medians_quartiles_and_ratios_of_neighbours():
         Outcome("ours", "x", tuple(before), peak_mb=10.0),
         Outcome("theirs", "y", tuple(seconds), tuple(before), 20.0, tried={"y": 1.0, "z": "no"}),
     ]
-    ours, theirs = results.summary(a_group(), outcomes, 0.5)["rows"]
+    ours, theirs = results.summary(a_group(), outcomes, [0.5, 0.5])["rows"]
     np.testing.assert_allclose(theirs["value"], np.quantile(8 / seconds, [0.25, 0.5, 0.75]))
     np.testing.assert_allclose(theirs["ratio"], np.quantile(seconds / before, [0.25, 0.5, 0.75]))
     assert ours["ratio"] is None
     assert ours["share_of_limit"] == pytest.approx(0.5 / np.median(before))
     assert theirs["peak_mb"] == 20.0
     by_unit = {
-        unit: results.summary(a_group(unit=unit), outcomes, None)["rows"][0]["value"][1]
+        unit: results.summary(a_group(unit=unit), outcomes[:1], [None])["rows"][0]["value"][1]
         for unit in ("ms", "s")
     }
     assert by_unit["ms"] == pytest.approx(1e3 * np.median(before))
@@ -254,6 +255,14 @@ def test_the_limit_is_arithmetic_or_memory():
     assert Demand(flop=1.0, weights=25e6).seconds(only) == pytest.approx(5e-3)
 
 
+def test_8_bits_have_a_limit_of_their_own():
+    limits = {"convolution float32 GFLOP/s": 300.0, INTEGERS: 1200.0, "copy GB/s": 20.0}
+    demand = Demand(flop=3e11, weights=1.0)
+    assert demand.seconds(limits) == pytest.approx(1.0)
+    assert demand.seconds(limits, integers=True) == pytest.approx(0.25)
+    assert Demand(flop=1.0, weights=25e6).seconds(limits, integers=True) == pytest.approx(1.25e-3)
+
+
 def test_the_table_shows_what_failed_and_what_was_tried():
     outcomes = [
         Outcome("ours", "x", (2.0,), peak_mb=1234.0, facts={"differs_by": 1.25e-5}),
@@ -264,7 +273,7 @@ def test_the_table_shows_what_failed_and_what_was_tried():
         "machine": {"processor": "P", "cores": 2, "flags": ["avx2"], "python": "3.11"},
         "versions": {"numpy": "2.1"}, "date": "2026-01-02", "load": [0.1, 1.9], "rounds": 1,
         "limits": {"copy GB/s": 12.345},
-        "groups": [results.summary(a_group(notes=("One note.",)), outcomes, 1.0)],
+        "groups": [results.summary(a_group(notes=("One note.",)), outcomes, [1.0] * 3)],
     }  # fmt: skip
     json.dumps(found)
     lines = results.table(found).splitlines()
@@ -287,7 +296,7 @@ def every_group(options, work, monkeypatch):
         monkeypatch.setattr(
             f"kresnet.bench.speed.{module}.once",
             lambda make, arguments, logs: (
-                _bound(make, arguments) or {"version": "v", "photo": "p.jpg"}
+                _bound(make, arguments) or {"version": "v", "photo": "p.jpg", "integers": True}
             ),
             raising=False,
         )
@@ -320,6 +329,7 @@ def test_only_what_is_asked_for_is_compared(tmp_path, monkeypatch):
         "timm, norms frozen", "timm, norms learning", "timm", "timm", "PyTorch DataLoader, timm",
     ]  # fmt: skip
     assert [name for name in names if "timm" not in name] == [
+        "kresnet SavedModel, TensorFlow", "kresnet SavedModel, TensorFlow",
         "kresnet, what frozen stages say computed again",
         "python -c pass", "import tensorflow", "TensorFlow: import, load, predict",
     ]  # fmt: skip

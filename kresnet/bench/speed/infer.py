@@ -1,8 +1,9 @@
 """Exports: latency of one image and throughput of many, beside other ways to run the same weights.
 
 `infer_steps.prepare` builds the network once, publishes our export with its check, and writes the
-same weights for Keras and PyTorch. Each contender tells how far its scores are from those of the
-float32 Keras model. Our files take photos of any size and prepare them; Keras and PyTorch are given
+same weights for Keras and PyTorch. Our SavedModel takes part twice: in int8, and in the better of
+float32 and bfloat16. Each contender tells how far its scores are from those of the float32 Keras
+model. Our files take photos of any size and prepare them; Keras and PyTorch are given
 prepared images, which is less work.
 """
 
@@ -24,14 +25,16 @@ def groups(options: Options, work: Path) -> Iterator[Group]:
     from kresnet.zoo import measure
     from kresnet.zoo.variants import variant_config
 
-    prepare(options, work)
+    made = prepare(options, work)
     size = measure(variant_config(options.variant), image_size=options.image_size)
     for batch in sorted({1, options.batch}):
+        ours = [_in_integers(work, batch)] if made["integers"] else []
+        ours.append(_saved_model(work, batch))
         yield Group(
             f"Inference, {'1 image' if batch == 1 else f'{batch} images'}",
             "ms" if batch == 1 else "images/s",
-            _saved_model(work, batch),
-            options.chosen(_others(options, work, batch)),
+            ours[0],
+            (*ours[1:], *options.chosen(_others(options, work, batch))),
             images=batch,
             demand=Demand(flop=2.0 * size.macs * batch, weights=size.params),
             notes=(
@@ -82,6 +85,23 @@ def _saved_model(work: Path, batch: int) -> Contender:
         f"{_STEPS}:saved_model",
         {precision: {**common, "precision": precision} for precision in ("float32", "bfloat16")},
         ("tensorflow",),
+    )
+
+
+def _in_integers(work: Path, batch: int) -> Contender:
+    return Contender(
+        "kresnet SavedModel in int8, TensorFlow",
+        f"{_STEPS}:saved_model",
+        {
+            "int8": {
+                "folder": str(work),
+                "batch": batch,
+                "steps": _steps(batch),
+                "precision": "int8",
+            }
+        },
+        ("tensorflow",),
+        integers=True,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +16,8 @@ import numpy as np
 
 from kresnet.bench.speed.work import Work, timed
 
-HALF: Final = "saved_model_bfloat16"
-"""Folder of our SavedModel that computes in bfloat16."""
+_NARROW: Final = {"bfloat16": "saved_model_bfloat16", "int8": "saved_model_int8"}
+"""Folders of our SavedModels that compute in these."""
 
 _CLASSES: Final = 1000
 _SAMPLES: Final = 8  # that the export is checked with
@@ -37,18 +38,22 @@ def prepare(
     """Publish an export, and write the same weights for the others, with images and answers.
 
     Returns:
-        `version`, the published directory, and `photo`, an image file.
+        `version`, the published directory, `photo`, an image file, and `integers`, whether there is
+        a SavedModel in int8.
     """
     import tensorflow as tf
 
     from kresnet.bench.speed.pictures import written
     from kresnet.data import pixels
+    from kresnet.errors import ExportError
     from kresnet.export.contract import Contract
     from kresnet.export.formats import FORMATS
+    from kresnet.export.integers import in_integers
     from kresnet.export.publish import export
     from kresnet.export.reference import Sample
+    from kresnet.export.rounding import rounded
     from kresnet.export.saved_model import write_saved_model
-    from kresnet.zoo import build, to_keras, to_torch
+    from kresnet.zoo import build, fold, to_keras, to_torch
 
     home = Path(folder)
     model = build(
@@ -87,10 +92,17 @@ def prepare(
         samples=[Sample(file) for file in files[:_SAMPLES]],
         formats=[name for name in formats if not FORMATS[name].missing],
     )
-    half = home / HALF
-    half.mkdir()
-    write_saved_model(model, contract.model_copy(update={"precision": "bfloat16"}), half)
-    said = {"version": str(made.path), "photo": files[0]}
+    folded = fold(model, portable=False)
+    images = list(ready[:_SAMPLES])
+    networks: dict[str, Any] = {"bfloat16": None}
+    with suppress(ExportError):  # which says that TensorFlow cannot
+        networks["int8"] = in_integers(rounded(folded, images), images)
+    for precision, network in networks.items():
+        narrow = home / _NARROW[precision]
+        narrow.mkdir()
+        promise = contract.model_copy(update={"precision": precision})
+        write_saved_model(model, promise, narrow, network=network)
+    said = {"version": str(made.path), "photo": files[0], "integers": "int8" in networks}
     (home / "prepared.json").write_text(json.dumps(said), encoding="utf-8")
     return said
 
@@ -99,8 +111,8 @@ def saved_model(*, folder: str, batch: int, steps: int, precision: str = "float3
     """Run the SavedModel on decoded photos."""
     import tensorflow as tf
 
-    version = _version(folder) if precision == "float32" else Path(folder) / HALF
-    module = tf.saved_model.load(str(version))
+    path = _version(folder) if precision == "float32" else Path(folder) / _NARROW[precision]
+    module = tf.saved_model.load(str(path))
     serve = module.signatures["serving_default"]
     photos = tf.constant(np.load(Path(folder) / "photos.npy")[:batch])
     return _work(folder, lambda: serve(images=photos)["scores"].numpy(), steps)

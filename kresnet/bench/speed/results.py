@@ -21,15 +21,17 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def summary(group: Group, outcomes: Sequence[Outcome], floor_s: float | None) -> dict[str, Any]:
+def summary(
+    group: Group, outcomes: Sequence[Outcome], floors: Sequence[float | None]
+) -> dict[str, Any]:
     """Return what was found of a group, as JSON types.
 
     Args:
         group: What was compared.
         outcomes: The reference first.
-        floor_s: Seconds that a turn takes at the machine's limit; None where there is none.
+        floors: Seconds that a turn of each takes at the machine's limit; None where there is none.
     """
-    rows = [_row(group, one, floor_s) for one in outcomes]
+    rows = [_row(group, one, floor) for one, floor in zip(outcomes, floors, strict=True)]
     found = {
         "title": group.title,
         "unit": group.unit,

@@ -46,12 +46,14 @@ class Contender:
         settings: Arguments of that function, by the name of the setting. Where there are several,
             each is tried and the fastest takes part.
         packages: Its process imports these.
+        integers: It computes in 8 bits, which has a limit of its own.
     """
 
     name: str
     make: str
     settings: Mapping[str, Mapping[str, Any]]
     packages: tuple[str, ...] = ()
+    integers: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from kresnet.bench import facts
+from kresnet.bench.speed.limits import INTEGERS
 from kresnet.bench.speed.rotation import Contender, Tell, once, rotate
 from kresnet.errors import ConfigError
 
@@ -65,15 +66,18 @@ class Demand:
     """What a turn needs at least.
 
     Attributes:
-        flop: Floating-point operations, a multiplication and an addition being two.
+        flop: Operations, a multiplication and an addition being two.
         weights: Values that must come from memory once, in the narrowest type.
     """
 
     flop: float
     weights: float = 0.0
 
-    def seconds(self, limits: Mapping[str, float]) -> float:
-        """Return how long it takes at the limits that `limits.measure` gives."""
+    def seconds(self, limits: Mapping[str, float], *, integers: bool = False) -> float:
+        """Return how long it takes at the limits that `limits.measure` gives, in 8 bits or not."""
+        if integers:
+            return max(self.flop / limits[INTEGERS], self.weights / limits["copy GB/s"]) / 1e9
+        limits = {name: value for name, value in limits.items() if name != INTEGERS}
         rate = max(value for name, value in limits.items() if "GFLOP/s" in name)
         wide = max(value for name, value in limits.items() if "float32" in name)
         width = 4 if rate == wide else 2
@@ -153,9 +157,15 @@ def bench(
             warm_up=group.warm_up,
             tell=tell,
         )
-        floor = group.demand.seconds(limits) if group.demand else None
-        groups.append(summary(group, outcomes, floor))
-        for one in (group.reference, *group.others):
+        everyone = group.reference, *group.others
+        floors = [
+            group.demand.seconds(limits, integers=one.integers and INTEGERS in limits)
+            if group.demand
+            else None
+            for one in everyone
+        ]
+        groups.append(summary(group, outcomes, floors))
+        for one in everyone:
             packages |= dict.fromkeys(one.packages, "")
     return {
         "topic": topic,
