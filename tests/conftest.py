@@ -22,6 +22,14 @@ from PIL import Image
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TOGETHER = ("e2e", "parity", "property")
+SHARING = (
+    "test_batch",
+    "test_distribute",
+    "test_export",
+    "test_integers",
+    "test_quick",
+    "test_serve",
+)
 BEGUN = pytest.StashKey[float]()
 SCREEN = pytest.StashKey[int]()
 
@@ -92,7 +100,7 @@ def scope_of(nodeid):
     _, folder, file, *_ = nodeid.partition("::")[0].split("/")
     if folder == "browser":
         return folder
-    shares = folder in TOGETHER or file.startswith(("test_serve", "test_export"))
+    shares = folder in TOGETHER or file.startswith(SHARING)
     return file if shares else nodeid
 
 

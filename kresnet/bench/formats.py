@@ -1,9 +1,10 @@
 """Compare the files of an export: size, time, agreement, accuracy.
 
-    python -m kresnet.bench.formats saved_models/flowers/2 runs/flowers
+    python -m kresnet.bench.formats saved_models/flowers/2 saved_models/flowers/3 runs/flowers
 
-The second argument is a run, whose test images are taken (its validation images if it has none),
-or a folder of images by class. Every file runs on the same images and on all processors. The calls
+Of the first version all files take part, of others their SavedModels, as those in another precision.
+The last argument is a run, whose test images are taken (its validation images if it has none), or a
+folder of images by class. Every file runs on the same images and on all processors. The calls
 alternate between the files, so that whatever else the machine does hits all of them; medians are
 printed, and the ratio to the SavedModel is the median of the ratios of neighbouring calls.
 """
@@ -48,7 +49,8 @@ class Contender(NamedTuple):
 
 def contenders(directory: Path) -> Iterator[Contender]:
     """Load every file of a version in every runtime that is installed."""
-    formats = Contract.load(directory).formats
+    contract = Contract.load(directory)
+    formats = contract.formats
     for name, check in formats.items():
         path, prepared = str(directory / name), check.input == "prepared pixels"
         for label, load in _LOADERS.items():
@@ -58,8 +60,9 @@ def contenders(directory: Path) -> Iterator[Contender]:
                     run = load(str(directory) if name == "saved_model" else path)
                 except ImportError:
                     continue
+                shown = f"{name} in {contract.precision}" if name == "saved_model" else name
                 yield Contender(
-                    f"{name}, {runtime}", check.bytes, run, prepared, suffix != ".tflite"
+                    f"{shown}, {runtime}", check.bytes, run, prepared, suffix != ".tflite"
                 )
 
 
@@ -118,15 +121,15 @@ _LOADERS: dict[str, Callable[[str], Run]] = {
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("export", type=Path, help="NAME or NAME/VERSION")
+    parser.add_argument("exports", type=Path, nargs="+", help="NAME or NAME/VERSION")
     parser.add_argument("data", type=Path, help="a run, or a folder of images by class")
     parser.add_argument("--rounds", type=int, default=30, help="calls of each with one image")
     parser.add_argument("--batch", type=int, default=16, help="images of a larger batch")
     options = parser.parse_args()
-    directory = latest_version(options.export)
+    directory, *others = (latest_version(path) for path in options.exports)
     contract = Contract.load(directory)
     rows, labels = _images(options.data, contract.classes)
-    found = list(contenders(directory))
+    found = [*contenders(directory), *(next(contenders(path)) for path in others)]
     scores = _scores(found, rows, contract)
     single, single_ratio = _times(found, _batch(rows, 1), contract, options.rounds)
     many, _ = _times(

@@ -168,9 +168,14 @@ def test_a_channel_of_hardly_any_weights_keeps_its_bias(size):
     [
         ("resnet20_cifar", ()),
         ("resnet10t", ()),
-        ("seresnet18", ("stage1_block1_se_",)),
-        ("seresnext26t_32x4d", ("stage1_block1_conv2", "stage1_block1_se_")),
         ("resnetv2_18", ("stage1_block1_preact",)),
+        pytest.param("seresnet18", ("stage1_block1_se_",), marks=pytest.mark.slow),
+        pytest.param("resnet26d", (), marks=pytest.mark.slow),
+        pytest.param(
+            "seresnext26t_32x4d",
+            ("stage1_block1_conv2", "stage1_block1_se_"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_kind_of_network_stays_near_itself(variant, floats):
