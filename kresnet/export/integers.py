@@ -10,6 +10,7 @@ Kernels are constants of the graph, because the operations take no variables.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -157,7 +158,7 @@ class Integers(keras.layers.Layer):
     ) -> None:
         super().__init__(dtype="float32", **layer_options)
         eights = [layer for layer in body.layers if _in_8_bits(layer)]
-        self.constants = sum(layer.kernel.shape.num_elements() for layer in eights)
+        self.constants = sum(math.prod(layer.kernel.shape) for layer in eights)
         # What stays in float32 keeps its variables; the rest of the body must not be tracked.
         self.floats = [layer for layer in body.layers if layer.weights and not _in_8_bits(layer)]
         spec = tf.TensorSpec(body.inputs[0].shape, tf.float32)
@@ -286,13 +287,13 @@ class _Walk:
             if not isinstance(waiting, Convolution) or not self._is_only_for(branch):
                 continue
             low, high = self._ranges[id(shortcut)]
-            if low == 0:
-                return waiting._replace(shortcut=self._codes(shortcut, values))
-            if isinstance(other, Convolution) and other.shortcut is None:
-                moved = self._convolve(
-                    other._replace(offset=-low), Range(0.0, high - low), relu=True
-                )
-                return waiting._replace(shortcut=moved, offset=low)
+            if isinstance(other, Convolution):
+                moved = other._replace(offset=-low)
+                codes = self._convolve(moved, Range(0.0, high - low), relu=True)
+                return waiting._replace(shortcut=codes, offset=low)
+            codes = self._codes(shortcut, values)
+            if not codes.range.signed:
+                return waiting._replace(shortcut=codes)
         return None
 
     def _is_only_for(self, tensor: Any) -> bool:

@@ -89,9 +89,9 @@ def test_a_convolution_is_that_of_the_rounded_numbers(options, rectified):
     assert len(np.unique(got)) > 50
 
 
-@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize(("projected", "low"), [(False, LOW), (True, LOW), (True, 0.0)])
 @pytest.mark.parametrize("swapped", [False, True])
-def test_a_residual_block_is_one_of_the_rounded_numbers(projected, swapped):
+def test_a_residual_block_is_one_of_the_rounded_numbers(projected, low, swapped):
     x = keras.Input((9, 9, 8), name="images")
     entry = keras.layers.ReLU(name="entry")(x)
     y = keras.layers.Conv2D(8, 3, padding="same", name="first")(entry)
@@ -102,8 +102,8 @@ def test_a_residual_block_is_one_of_the_rounded_numbers(projected, swapped):
     model = with_weights(keras.Model(x, keras.layers.ReLU(name="out")(y)))
     ranges = {
         "images": Range(-INPUT, INPUT), "entry": Range(0.0, INPUT), "first": Range(-9.0, 9.0),
-        "between": Range(0.0, BETWEEN), "second": Range(LOW, BETWEEN),
-        "shortcut": Range(LOW, BETWEEN), "add": Range(-9.0, 9.0), "out": Range(0.0, OUTPUT),
+        "between": Range(0.0, BETWEEN), "second": Range(low, BETWEEN),
+        "shortcut": Range(low, BETWEEN), "add": Range(-9.0, 9.0), "out": Range(0.0, OUTPUT),
     }  # fmt: skip
     got = in_8_bits(model, ranges)
     branch = np.maximum(on_grid(images(), INPUT, signed=False), 0)
@@ -111,9 +111,9 @@ def test_a_residual_block_is_one_of_the_rounded_numbers(projected, swapped):
     branch = convolved(branch, model.get_layer("first"))
     branch = convolved(on_grid(branch, BETWEEN, signed=False), model.get_layer("second"))
     if projected and swapped:  # the first of the two waits for the sum
-        branch = LOW + on_grid(branch - LOW, BETWEEN - LOW, signed=False)
+        branch = low + on_grid(branch - low, BETWEEN - low, signed=False)
     elif projected:
-        around = LOW + on_grid(around - LOW, BETWEEN - LOW, signed=False)
+        around = low + on_grid(around - low, BETWEEN - low, signed=False)
     expected = on_grid(np.maximum(branch + around, 0), OUTPUT, signed=False)
     step = OUTPUT / 255
     # A number between two steps may go either way, and then comes through all that follow.
