@@ -2,7 +2,7 @@
 
     python -m kresnet.bench.formats saved_models/flowers/2 saved_models/flowers/3 runs/flowers
 
-Of the first version all files take part, of others their SavedModels, as those in another precision.
+Of the first version all files take part, of others their SavedModels, as one in another precision.
 The last argument is a run, whose test images are taken (its validation images if it has none), or a
 folder of images by class. Every file runs on the same images and on all processors. The calls
 alternate between the files, so that whatever else the machine does hits all of them; medians are
