@@ -41,7 +41,10 @@ def export(
     ] = Precision.float32,
     max_accuracy_loss: Annotated[
         float,
-        typer.Option(help="Points of validation accuracy that 8 bits, or bfloat16, may cost."),
+        typer.Option(
+            help="Points of validation accuracy that 8 bits, or bfloat16, may cost, or one image "
+            "where that is more; 0 is none."
+        ),
     ] = 0.5,
     exports: Annotated[
         Path | None, typer.Option(help="Folder of the exports; else where the run's own is.")

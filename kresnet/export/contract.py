@@ -77,6 +77,15 @@ class FormatCheck(BaseModel):
         loss = self.accuracy_loss
         return 100 * (1 - self.top1_agreement) if loss is None else loss
 
+    def loses_more_than(self, points: float) -> bool:
+        """Return whether it lost more than some points.
+
+        One image less is not more, unless none may be lost: one alone can be chance, and of fewer
+        than 200 images it would be more than .5 points.
+        """
+        least = 100 / self.images if points > 0 and self.images else points
+        return self.points_lost > max(points, least) + 1e-9
+
     def __str__(self) -> str:
         accuracy = (
             f", accuracy {self.accuracy:.1%} (Keras {self.reference_accuracy:.1%})"

@@ -70,7 +70,7 @@ def export(
         calibration: Paths of training images that set the ranges of the 8-bit files, and of a
             SavedModel in int8.
         max_accuracy_loss: What fewer bits, 8 or those of bfloat16, may cost on the labelled
-            samples, in percentage points.
+            samples, in percentage points, or one image where that is more and it is not 0.
         keep_photos: Store small copies of four samples in the export for later checks; else
             drawn images.
         progress: Is told what is going on.
@@ -108,7 +108,7 @@ def export(
 
 
 def _check_loss(precision: str, check: FormatCheck, bound: float) -> None:
-    if check.points_lost > bound + 1e-9:
+    if check.loses_more_than(bound):
         of = "accuracy" if check.accuracy is not None else "agreement"
         raise ExportError(
             f"A SavedModel in {precision} may lose {bound:g} points of {of}. Received: "
@@ -166,7 +166,7 @@ class Files:
             if check.accuracy_loss is None:
                 tried.append("no labelled images to measure its accuracy on")
                 break
-            if check.accuracy_loss <= bound + 1e-9:
+            if not check.loses_more_than(bound):
                 self.checks[kind.int8_file] = check
                 return
             tried.append(f"{calibration} loses {check.accuracy_loss:.1f} points")
@@ -233,7 +233,7 @@ class Files:
             network = in_integers(self._rounded, self._prepared, share)
             own = Reference(network, self.contract, self.reference.samples, self.reference.goldens)
             said, expected = own.scores("pixels"), self.reference.scores("pixels")
-            if make_check(0, said, expected, self.reference).points_lost <= bound + 1e-9:
+            if not make_check(0, said, expected, self.reference).loses_more_than(bound):
                 break
         return own
 

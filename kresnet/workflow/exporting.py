@@ -71,7 +71,7 @@ def export_run(
             is several times as fast; it moves probabilities by about 1e-2, and other processors
             are slower with it. "int8" is for x86 processors with VNNI or AMX, and moves them more.
         max_accuracy_loss: What 8 bits, or bfloat16, may cost on the validation images, in
-            percentage points.
+            percentage points, or one image where that is more and it is not 0.
         exports: Folder of the exports; None is where the run's own export is.
         keep_photos: Store small copies of four validation images in the export; None as in
             training.

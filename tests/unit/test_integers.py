@@ -17,6 +17,7 @@ import kresnet
 from kresnet.data import pixels
 from kresnet.errors import ExportError
 from kresnet.export import publish
+from kresnet.export.contract import FormatCheck
 from kresnet.export.integers import Integers, Range, in_integers
 from kresnet.export.reference import Reference, Sample
 from kresnet.export.saved_model import write_saved_model
@@ -260,6 +261,31 @@ def test_an_export_in_int8_answers_as_its_network_through_every_loader(photos, t
     assert ", int8" in str(version)
     with pytest.raises(ExportError, match="8 bits need training images"):
         publish.export(root=tmp_path, **exporting(photos, calibration=()))
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "points", "more"),
+    [
+        (89, 90, 0.5, False),  # one image, which is 1.1 points
+        (88, 90, 0.5, True),
+        (89, 90, 0.0, True),
+        (398, 400, 0.5, False),
+        (397, 400, 0.5, True),
+        (88, 90, 3.0, False),
+    ],
+)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_one_image_less_is_no_loss_unless_none_may_be_lost(labelled, right, images, points, more):
+    share = right / images
+    check = FormatCheck(
+        bytes=1,
+        max_difference=0.1,
+        top1_agreement=0.5 if labelled else share,
+        images=images,
+        accuracy=share if labelled else None,
+        reference_accuracy=1.0 if labelled else None,
+    )
+    assert check.loses_more_than(points) is more
 
 
 @pytest.mark.slow
