@@ -12,8 +12,11 @@ import kresnet
 from kresnet.data import pixels
 from kresnet.export import publish, replay
 from kresnet.export.contract import Contract
+from kresnet.export.integers import in_integers
 from kresnet.export.reference import Sample, prepared_pixels
+from kresnet.export.rounding import rounded
 from kresnet.export.verify import tensor_names
+from kresnet.zoo import fold
 
 # How a photo lies in the file, for each EXIF orientation.
 LYING = {
@@ -119,3 +122,23 @@ def test_200_photos_get_the_same_answer_everywhere(shared, tmp_path):
     )
     assert same >= 0.995
     assert np.abs(scores - expected).max() < 0.05
+
+
+@pytest.mark.slow
+def test_8_bits_say_of_real_photos_what_float32_says(shared):
+    (weights,) = (shared / "weights" / "resnet50_imagenet").glob("*.npz")
+    model = kresnet.build("resnet50_v1", weights=weights, dtype="float32", input_shape=(224, 224))
+    found = sorted((shared / "imagenet_samples").glob("*/*"))
+    photos = [
+        pixels.prepare(tf.io.read_file(str(path)), model.preprocessing).numpy() for path in found
+    ]
+    folded = fold(model, portable=False)
+    network = in_integers(rounded(folded, photos[::2]), photos[::2])
+    unseen = np.stack(photos[1::2])
+    expected, got = (tf.nn.softmax(m.predict(unseen, 10)).numpy() for m in (model, network))
+    difference = np.abs(got - expected).max(axis=1)
+    agreement = np.mean(got.argmax(axis=1) == expected.argmax(axis=1))
+    print(len(unseen), agreement, np.median(difference), difference.max())
+    assert len(unseen) >= 50
+    assert agreement >= 0.9
+    assert np.median(difference) < 0.05
