@@ -135,7 +135,9 @@ def test_8_bits_say_of_real_photos_what_float32_says(shared):
     folded = fold(model, portable=False)
     network = in_integers(rounded(folded, photos[::2]), photos[::2])
     unseen = np.stack(photos[1::2])
-    expected, got = (tf.nn.softmax(m.predict(unseen, 10)).numpy() for m in (model, network))
+    expected, got = (
+        tf.nn.softmax(m.predict(unseen, 10, verbose=0)).numpy() for m in (model, network)
+    )
     difference = np.abs(got - expected).max(axis=1)
     agreement = np.mean(got.argmax(axis=1) == expected.argmax(axis=1))
     print(len(unseen), agreement, np.median(difference), difference.max())
