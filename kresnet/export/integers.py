@@ -133,9 +133,9 @@ def in_integers(
         found = keras.Model(inputs, pooled).predict(np.stack(images), _BATCH, verbose=0)
     except tf.errors.OpError as error:
         raise ExportError(
-            "8-bit convolutions are those of oneDNN in TensorFlow, for x86, unless "
-            f"TF_ENABLE_ONEDNN_OPTS=0 turns them off. Received: {type(error).__name__} from one. "
-            "Export in float32."
+            "8-bit convolutions are those of oneDNN in TensorFlow, for x86, which are on with VNNI "
+            "and AMX unless TF_ENABLE_ONEDNN_OPTS=0 is set. Received: "
+            f"{type(error).__name__} from one. Export in float32."
         ) from None
     kernel, bias = model.get_layer("head").get_weights()
     head.set_weights([kernel, bias + (seen.features - found.mean(axis=0)) @ kernel])
