@@ -20,7 +20,7 @@ from kresnet.export import golden
 from kresnet.export.contract import TOLERANCE, TOLERANCES, Contract, FormatCheck
 from kresnet.export.formats import FORMATS, Format
 from kresnet.export.reference import Reference, Sample, prepared_pixels
-from kresnet.export.saved_model import write_saved_model
+from kresnet.export.saved_model import check_labels, write_saved_model
 from kresnet.export.verify import make_check, verify_file, verify_saved_model
 from kresnet.export.versions import new_version
 from kresnet.export.warmup import write_warmup
@@ -79,6 +79,7 @@ def export(
         ExportError: The export does not agree with the model; nothing is published.
         ResourceError: The folder cannot be written.
     """
+    check_labels(contract.classes)  # before what takes long
     now = datetime.now(UTC).isoformat(timespec="seconds")
     contract = contract.model_copy(update={"created": now})
     with new_version(root / contract.name) as version:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,9 +38,7 @@ def write_saved_model(
     Raises:
         ExportError: A label has line breaks, or the model is not of kresnet's form.
     """
-    names = [name for name in contract.classes if "\n" in name or "\r" in name]
-    if names:
-        raise ExportError(f"A label must be one line. Received: {names[0]!r}. Rename that class.")
+    check_labels(contract.classes)
     labels = directory / "labels.txt"
     labels.write_text("\n".join(contract.classes) + "\n", encoding="utf-8")
     network = network or fold(model, dtype=contract.precision, portable=False)
@@ -60,6 +59,17 @@ def write_saved_model(
     updater.save()
     labels.unlink()  # the copy under assets/ stays
     _check_size(directory, network)
+
+
+def check_labels(classes: Sequence[str]) -> None:
+    """Make sure that a file can hold the labels, one a line.
+
+    Raises:
+        ExportError: One has line breaks.
+    """
+    names = [name for name in classes if "\n" in name or "\r" in name]
+    if names:
+        raise ExportError(f"A label must be one line. Received: {names[0]!r}. Rename that class.")
 
 
 def size_of_saved_model(directory: Path) -> int:
